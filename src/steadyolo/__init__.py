@@ -1,0 +1,18 @@
+"""steadyolo: YOLO training that survives, and serving that starts warm."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from steadyolo.adapters.ultralytics.trainer import SteadyTrainer as SteadyTrainer
+
+__version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    if name == "SteadyTrainer":  # importing Ultralytics has effects, so it waits until it is asked for
+        from steadyolo.cli.wiring import wired_trainer
+
+        return wired_trainer()
+    raise AttributeError(f"module 'steadyolo' has no attribute {name!r}")

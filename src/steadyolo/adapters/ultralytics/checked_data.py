@@ -1,0 +1,102 @@
+"""Looks at a dataset before training does: what cannot be used is refused or left out, counted and listed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+from PIL import Image
+from ultralytics.data.utils import verify_image_label
+
+from steadyolo.errors import UserError
+from steadyolo.vault.files import replace_file
+
+_NUM_LISTED = 10
+_LABEL_PROBLEMS = ("label", "non-normalized", "negative", "non-integer")
+_MAY_BE_16_BIT = {".png", ".tif", ".tiff"}
+
+
+def unusable(before: list[str], dataset: Any) -> dict[str, str]:
+    """Files of `before` that Ultralytics' scan left out of `dataset`, each with the reason it gave."""
+    kept = set(dataset.im_files)
+    lost = [file for file in before if file not in kept]
+    label_of = dict(zip(before, dataset.label_files, strict=True))
+    arguments = next(iter(dataset.verify_args()[1]), None)
+    found = {}
+    for file in lost:
+        *_, message = verify_image_label((file, label_of[file], *arguments[2:])) if arguments else ("unreadable",)
+        found[file] = message.rpartition("ignoring corrupt image/label: ")[2] or "unreadable"
+    return found
+
+
+def is_label_problem(reason: str) -> bool:
+    return reason.lower().startswith(_LABEL_PROBLEMS)
+
+
+def sixteen_bit(files: list[str]) -> dict[str, str]:
+    """Images of more than 8 bits a channel: training would silently keep the upper half of their range."""
+    found = {}
+    for file in files:
+        if Path(file).suffix.lower() in _MAY_BE_16_BIT:
+            with Image.open(file) as image:
+                if image.mode.startswith(("I", "F")):
+                    found[file] = f"{image.mode} pixels: more than 8 bits a channel"
+    return found
+
+
+def refuse_labels(problems: dict[str, str]) -> UserError:
+    return UserError(
+        f"{len(problems)} images have labels that cannot be used:\n{listed(problems)}",
+        remedy="correct these label files, or pass data.bad_labels=skip to train without those images",
+    )
+
+
+def listed(problems: dict[str, str]) -> str:
+    lines = [f"    {file}: {why}" for file, why in list(problems.items())[:_NUM_LISTED]]
+    return "\n".join([*lines, f"    and {len(problems) - _NUM_LISTED} more"] if len(problems) > _NUM_LISTED else lines)
+
+
+@contextmanager
+def translated(data: Any) -> Iterator[None]:
+    """Turn what Ultralytics raises about a dataset into a `UserError`."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (RuntimeError, ValueError, SyntaxError, TypeError, AssertionError, OSError, yaml.YAMLError) as error:
+        text = " ".join(str(error).replace("❌", "").replace("⚠️", "").split())
+        raise UserError(
+            f"the data {data} cannot be used: {text}",
+            remedy="check that it exists, that it names train, val and names, and that both splits hold images with labels",
+        ) from error
+
+
+def resolve_yaml(data: Path, folder: Path) -> Path:
+    """A data yaml whose `path` is absolute, so that it means the same from every working folder.
+
+    A relative `path` is taken from the yaml's own folder where the images are there; otherwise the yaml is left to
+    Ultralytics' own rules. The resolved copy is written to `folder`.
+    """
+    try:
+        content = yaml.safe_load(data.read_text(encoding="utf-8", errors="ignore"))
+    except (OSError, yaml.YAMLError) as error:
+        raise UserError(
+            f"the data yaml {data} cannot be read: {' '.join(str(error).split())}", remedy="correct its YAML"
+        ) from None
+    if not isinstance(content, dict):
+        raise UserError(
+            f"the data yaml {data} is not a mapping", remedy="write train:, val: and names: entries into it"
+        )
+    root = Path(str(content.get("path") or "."))
+    beside = (data.parent / root).resolve()
+    first = content.get("train")
+    first = first[0] if isinstance(first, list) and first else first
+    if root.is_absolute() or not isinstance(first, str) or not (beside / first).exists():
+        return data
+    resolved = folder / "data.yaml"
+    text = yaml.safe_dump({**content, "path": str(beside)}, sort_keys=False, allow_unicode=True)
+    replace_file(resolved, text.encode())
+    return resolved

@@ -1,0 +1,118 @@
+"""Ultralytics' losses, taken apart just far enough to normalise over a batch that is computed in parts.
+
+Written against ultralytics 8.4.190, whose losses return `loss x images / normaliser(part)`: the parts of a batch do not
+add up to the batch unless the normaliser is the batch's. For detect and obb every term has the one normaliser (the sum
+of target scores), for classify it is the number of images: exact. Segment's mask term divides by its own foreground
+count and pose's keypoint terms by their own instance counts; they follow the sum of target scores here, which is close
+because both grow with the number of matched anchors (`docs/guide.md` has the measured difference).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from ultralytics.utils.loss import E2EDetectLoss, E2ELoss, v8ClassificationLoss
+
+_PER_INSTANCE = frozenset({"cls", "bboxes", "keypoints", "segments", "obb"})
+
+
+@dataclass(frozen=True, slots=True)
+class BranchLoss:
+    """One head's loss over a part of a batch: `total` is `scale x summed / normaliser`."""
+
+    total: Tensor
+    normaliser: Tensor
+    scale: float
+
+
+@dataclass(frozen=True, slots=True)
+class PartLoss:
+    """Loss of a part of a batch, by branch (`main`, and `one2one` for end-to-end heads), and its items for display."""
+
+    branches: Mapping[str, BranchLoss]
+    items: dict[str, Tensor]
+
+
+class Criterion:
+    """Calls a model's own criterion and reports what it divided by."""
+
+    def __init__(self, model: nn.Module) -> None:
+        if getattr(model, "criterion", None) is None:
+            model.criterion = model.init_criterion()  # type: ignore[operator]
+        self._criterion: Any = model.criterion
+        self._sums: dict[int, Tensor] = {}
+        for head in self._heads():
+            if isinstance(getattr(head, "assigner", None), nn.Module):
+                head.assigner.register_forward_hook(self._remember)
+
+    def _heads(self) -> tuple[Any, ...]:
+        if isinstance(self._criterion, E2ELoss | E2EDetectLoss):
+            return self._criterion.one2many, self._criterion.one2one
+        return (self._criterion,)
+
+    def _remember(self, assigner: nn.Module, _: Any, output: tuple[Tensor, ...]) -> None:
+        self._sums[id(assigner)] = output[2].sum().clamp(min=1)  # as the losses themselves do
+
+    def after_epochs(self, num_closed: int) -> None:
+        """Put a criterion that changes from epoch to epoch (one-to-many against one-to-one) where `num_closed` had it."""
+        if hasattr(self._criterion, "updates") and num_closed:
+            self._criterion.updates = num_closed - 1
+            self._criterion.update()
+
+    def __call__(self, preds: Any, batch: dict[str, Any]) -> PartLoss:
+        """Loss of `batch` (a whole one or a part)."""
+        num_images = batch["img"].shape[0]
+        if isinstance(self._criterion, E2ELoss):
+            crit = self._criterion
+            preds = crit.one2many.parse_output(preds)
+            many, _ = crit.one2many.loss(preds["one2many"], batch)
+            one, items = crit.one2one.loss(preds["one2one"], batch)
+            branches = {
+                "main": self._branch(many.sum() * crit.o2m, crit.one2many, num_images),
+                "one2one": self._branch(one.sum() * crit.o2o, crit.one2one, num_images),
+            }
+            return PartLoss(branches, items)
+        total, items = self._criterion(preds, batch)
+        return PartLoss({"main": self._branch(total.sum(), self._heads()[0], num_images)}, items)
+
+    def _branch(self, total: Tensor, head: Any, num_images: int) -> BranchLoss:
+        if isinstance(head, v8ClassificationLoss):
+            return BranchLoss(total, torch.tensor(float(num_images), device=total.device), 1.0)
+        normaliser = self._sums.get(id(getattr(head, "assigner", None)))
+        if normaliser is None:  # a loss without an assigner: parts count by their images
+            normaliser = torch.tensor(float(num_images), device=total.device)
+        return BranchLoss(total, normaliser, float(num_images))
+
+
+def split_batch(batch: dict[str, Any], num_images: int, *, overlap_masks: bool = True) -> list[dict[str, Any]]:
+    """Parts of `batch` of at most `num_images` images each, in order; instances go with their images.
+
+    `overlap_masks` says that masks are one picture per image with its instances numbered, not one per instance.
+    """
+    total = batch["img"].shape[0]
+    if num_images >= total:
+        return [batch]
+    per_instance = set() if "batch_idx" not in batch else _PER_INSTANCE | (set() if overlap_masks else {"masks"})
+    parts = []
+    for start in range(0, total, num_images):
+        images = slice(start, min(start + num_images, total))
+        part: dict[str, Any] = {}
+        mine = None
+        if "batch_idx" in batch:
+            owner = batch["batch_idx"].view(-1)
+            mine = (owner >= images.start) & (owner < images.stop)
+        for name, value in batch.items():
+            if name == "batch_idx":
+                part[name] = value[mine] - images.start
+            elif name in per_instance:
+                part[name] = value[mine]
+            elif isinstance(value, Tensor | list | tuple) and len(value) == total:
+                part[name] = value[images]
+            else:
+                part[name] = value
+        parts.append(part)
+    return parts

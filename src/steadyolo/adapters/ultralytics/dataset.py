@@ -1,0 +1,132 @@
+"""Ultralytics' datasets with every draw keyed by (seed, epoch, index) instead of a generator's history.
+
+Written against ultralytics 8.4.190. What is worked around, and may go when upstream changes:
+- the mosaic buffer (`dataset.buffer`) depends on what a worker process loaded before; here it is the sample's own window
+  of the epoch's order, and the decoded images of that window are kept in a `DecodedWindow`;
+- `close_mosaic` rebuilds transforms and resets the loader in mid-run; here each sample knows its epoch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from copy import copy
+from typing import Any
+
+import numpy as np
+from ultralytics.data.dataset import ClassificationDataset, YOLODataset
+
+from steadyolo.adapters.ultralytics.checked_data import sixteen_bit, unusable
+from steadyolo.data.order import SampleOrder
+from steadyolo.data.randomness import seed_generators
+from steadyolo.data.window import DecodedWindow
+
+
+class _Partners(list[int]):
+    """The indices that `Mosaic` may choose from. Loading an image must not change them."""
+
+    def append(self, index: int) -> None:
+        """Ignore what upstream's buffer would remember."""
+
+
+class KeyedDataset(YOLODataset):  # type: ignore[misc]  # upstream is untyped
+    """`YOLODataset` whose items are named by position in a `SampleOrder` and depend on nothing else."""
+
+    def __init__(self, *args: Any, on_problems: Callable[[dict[str, str], int], None], **kwargs: Any) -> None:
+        self._on_problems = on_problems
+        self._order: SampleOrder | None = None
+        super().__init__(*args, **kwargs)
+
+    def get_labels(self) -> list[dict[str, Any]]:
+        """As upstream, telling `on_problems` which images were left out and why, and leaving 16-bit ones out too."""
+        before = list(self.im_files)
+        labels: list[dict[str, Any]] = super().get_labels()
+        deep = sixteen_bit(self.im_files)
+        if deep:
+            labels = [label for label in labels if label["im_file"] not in deep]
+            self.im_files = [label["im_file"] for label in labels]
+        problems = unusable(before, self) | deep
+        if problems:
+            self._on_problems(problems, len(labels))
+        return labels
+
+    def keyed(self, order: SampleOrder, *, window: DecodedWindow, first_closed_epoch: int | None, hyp: Any) -> None:
+        """Bind to an order. From `first_closed_epoch` on, samples are made without mosaic, mixup, cutmix, copy-paste."""
+        self._order, self._window, self._first_closed_epoch = order, window, first_closed_epoch
+        self._position = 0
+        self._slots: dict[int, int] = {}
+        self.max_buffer_length = 1 << 62  # upstream evicts at this length; nothing is in its buffer here
+        self._open_transforms = self.transforms
+        for transform in getattr(self.transforms, "transforms", ()):
+            _draw_from_window(transform)
+        closed = copy(hyp)
+        closed.mosaic = closed.copy_paste = closed.mixup = closed.cutmix = 0.0
+        self._closed_transforms = self.build_transforms(closed) if first_closed_epoch is not None else self.transforms
+
+    def close_from(self, first_closed_epoch: int | None) -> None:
+        """Move the epoch from which mosaic is closed; workers forked afterwards see it."""
+        self._first_closed_epoch = first_closed_epoch
+
+    def __getitem__(self, position: int) -> dict[str, Any]:
+        if self._order is None:  # a validation set: upstream's own indices
+            return super().__getitem__(position)  # type: ignore[no-any-return]
+        order, index = self._order, self._order.index(position)
+        closed = self._first_closed_epoch is not None and order.epoch_of(position) >= self._first_closed_epoch
+        self.transforms = self._closed_transforms if closed else self._open_transforms
+        partners = order.partner_positions(position)
+        indices = order.indices(partners).tolist()
+        self.buffer = _Partners(indices)
+        self._slots = dict(zip(indices, partners, strict=True))
+        self._slots[index] = position
+        seed_generators(order.sample_key(position))
+        return self.transforms(self.get_image_and_label(index))  # type: ignore[no-any-return]
+
+    def load_image(self, i: int, rect_mode: bool = True, resize_short: bool = False) -> tuple[Any, Any, Any]:
+        """As upstream, from the window where the image is there."""
+        if self.cache == "ram" or self._order is None:
+            return super().load_image(i, rect_mode, resize_short)  # type: ignore[no-any-return]
+        position = self._slots.get(i)
+        held = self._window.get(position, i) if position is not None else None
+        if held is not None:
+            return held[0], held[1], held[0].shape[:2]
+        image, original_hw, resized_hw = super().load_image(i, rect_mode, resize_short)
+        self.ims[i] = self.im_hw0[i] = self.im_hw[i] = None  # upstream holds on to what it loads
+        if position is not None:
+            self._window.put(position, i, image, original_hw)
+        return image, original_hw, resized_hw
+
+
+def _draw_from_window(transform: Any) -> None:
+    """Make each mosaic in a (nested) transform choose its partners from the sample's window, in every cache mode."""
+    if hasattr(transform, "buffer_enabled"):
+        transform.buffer_enabled = True
+    for inner in (getattr(transform, "pre_transform", None), *getattr(transform, "transforms", ())):
+        if inner is not None:
+            _draw_from_window(inner)
+
+
+class KeyedClassificationDataset(ClassificationDataset):  # type: ignore[misc]  # upstream is untyped
+    """`ClassificationDataset` whose items are named by position in a `SampleOrder` and depend on nothing else."""
+
+    _order: SampleOrder | None = None
+
+    def keyed(self, order: SampleOrder) -> None:
+        """Bind to an order; without one, items are named by upstream's own indices."""
+        self._order = order
+
+    def close_from(self, first_closed_epoch: int | None) -> None:
+        """Nothing to close: classification has no mosaic."""
+
+    def __getitem__(self, position: int) -> dict[str, Any]:
+        if self._order is None:
+            return super().__getitem__(position)  # type: ignore[no-any-return]
+        seed_generators(self._order.sample_key(position))
+        return super().__getitem__(self._order.index(position))  # type: ignore[no-any-return]
+
+    @property
+    def labels(self) -> list[dict[str, Any]]:
+        """The class of each image, in the form that detection datasets keep their labels."""
+        return [{"cls": np.array([[sample[1]]], np.float32)} for sample in self.samples]
+
+    @property
+    def im_files(self) -> list[str]:
+        return [sample[0] for sample in self.samples]

@@ -1,0 +1,415 @@
+"""`UltralyticsRun`: what the training loop drives, made of an Ultralytics trainer's parts.
+
+Written against ultralytics 8.4.190. Callbacks fire where that version's `BaseTrainer._do_train` fires them, with the
+attributes that its integrations read.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from steadyolo import events
+from steadyolo.adapters.ultralytics.criterion import Criterion, split_batch
+from steadyolo.adapters.ultralytics.tensors import (
+    gradients,
+    groups_to_json,
+    named_state,
+    restore_gradients,
+    restore_model,
+    restore_optimizer,
+)
+from steadyolo.data.randomness import seed_generators
+from steadyolo.errors import DataLoss
+from steadyolo.judge.ledger import observe
+from steadyolo.plan.cadence import is_due
+from steadyolo.state.run_state import Cursor, RunState
+from steadyolo.state.snapshot import Snapshot, checkpoint_name
+from steadyolo.train.host_copy import HostCopies
+from steadyolo.train.signals import StopRequest
+from steadyolo.train.step import BatchOutcome, Stepper
+from steadyolo.train.supervisor import NotFinite
+from steadyolo.vault.files import replace_file
+
+if TYPE_CHECKING:
+    from steadyolo.adapters.ultralytics.trainer import SteadyTrainer
+    from steadyolo.vault.checkpoints import Checkpoints
+    from steadyolo.vault.writer import BackgroundWriter
+
+_DRAIN_S = 600.0  # a disk that takes longer for one checkpoint is not coming back
+_SHOW_EVERY_S = 0.25  # on an accelerator, reading a loss for display waits for it; this often is often enough
+
+
+class ScoringCut(Exception):
+    """A stop was requested while scoring: the epoch stays unclosed and is scored again on resume."""
+
+
+class UltralyticsRun:
+    """One process's run: implements `steadyolo.train.supervisor.Recoverable` over a set-up trainer."""
+
+    def __init__(
+        self,
+        trainer: SteadyTrainer,
+        *,
+        checkpoints: Checkpoints,
+        writer: BackgroundWriter,
+        log: events.EventLog,
+        stop: StopRequest,
+        copies: HostCopies,
+        made_from: dict[str, Any],
+        accumulate: int,
+        best_name: str | None,
+        stalls_s: dict[str, float],
+    ) -> None:
+        self._trainer = trainer
+        self._checkpoints = checkpoints
+        self._writer = writer
+        self._log = log
+        self._stop = stop
+        self._copies = copies
+        self._made_from = made_from
+        self._nominal_accumulate = accumulate
+        self._accumulate = accumulate
+        self._num_batches = len(trainer.train_loader)
+        model = self._model
+        self._criterion = Criterion(model)
+        self._parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self._names = {p: name for name, p in self._parameters.items()}
+        micro = trainer.spec.num_micro_batch_images or trainer.batch_size
+        self._stepper = Stepper(
+            trainer.model,
+            trainer.optimizer,
+            criterion=self._criterion,
+            split=lambda batch: split_batch(batch, micro, overlap_masks=bool(trainer.args.overlap_mask)),
+            precision=trainer.precision,
+            scaler=trainer.scaler,
+            branch_of=lambda name: "one2one" if ".one2one_" in name else "main",
+        )
+        self._open_epoch: int | None = None  # the epoch whose start has been announced
+        self._doubts: list[tuple[torch.Tensor, tuple[Cursor, ...]]] = []  # finiteness not yet read from the device
+        self._window: tuple[Cursor, ...] = ()  # batches since the last update
+        self._best_name = best_name  # the checkpoint that retention spares for its score
+        self._stalls_s = stalls_s  # how long the loop stood still, by checkpoint; read when it is committed
+        self._csv = b""
+        self._last_save_s = time.monotonic()
+        self._last_save_step = 0
+        self._clock_s = time.monotonic()
+        self._shown_s = time.monotonic()
+        self._num_unshown_images = 0
+        self._epoch_started_s = time.monotonic()
+
+    @property
+    def _model(self) -> torch.nn.Module:
+        return self._trainer.bare_model
+
+    # -- where the run is ------------------------------------------------------------------------------------------
+
+    def is_over(self, state: RunState) -> bool:
+        args = self._trainer.args
+        late = bool(args.time) and state.seconds > args.time * 3600
+        return state.epochs_closed >= self._trainer.epochs or state.ledger.stop or late or bool(self._trainer.stop)
+
+    def is_trained(self, state: RunState) -> bool:
+        return state.cursor.batch >= self._num_batches
+
+    def is_stopping(self) -> bool:
+        return self._stop.acknowledged()
+
+    # -- one batch -------------------------------------------------------------------------------------------------
+
+    def train_batch(self, state: RunState) -> RunState:
+        """Consume the batch at the cursor. Raises: NotFinite when its loss, or the window's gradient, is not finite."""
+        trainer, cursor = self._trainer, state.cursor
+        if self._open_epoch != cursor.epoch:
+            self._start_epoch(cursor.epoch)
+        batch = trainer.train_loader.batch(cursor)
+        pending = state.pending_batches + 1
+        if cursor in state.skipped:
+            return self._advanced(state, pending=pending)
+        trainer.run_callbacks("on_train_batch_start")
+        self._warm_up(cursor)
+        seed_generators(trainer.train_loader.order.batch_key(cursor))
+        batch = trainer.preprocess_batch(batch)
+        outcome = self._stepper.accumulate(batch)
+        self._window = (*self._window, cursor)
+        self._doubt("the loss", outcome.finite, (cursor,))
+        self._note_losses(cursor, outcome)
+        if pending >= self._accumulate:
+            self._update()
+            state, pending = replace(state, step=state.step + 1, ema_updates=trainer.ema.updates), 0
+        trainer.run_callbacks("on_train_batch_end")
+        trainer.plot_if_asked(batch, cursor.batch + self._num_batches * cursor.epoch)
+        state = self._advanced(state, pending=pending)
+        self._show(state, cursor, batch)
+        return state
+
+    def _advanced(self, state: RunState, *, pending: int) -> RunState:
+        now = time.monotonic()
+        elapsed, self._clock_s = now - self._clock_s, now
+        cursor = Cursor(epoch=state.cursor.epoch, batch=state.cursor.batch + 1)
+        return replace(state, cursor=cursor, pending_batches=pending, seconds=state.seconds + elapsed)
+
+    def _start_epoch(self, epoch: int) -> None:
+        trainer = self._trainer
+        self._open_epoch = epoch
+        self._epoch_started_s = self._shown_s = time.monotonic()
+        trainer.epoch = epoch
+        trainer.run_callbacks("on_train_epoch_start")
+        trainer.scheduler.last_epoch = epoch - 1
+        trainer.step_scheduler()
+        trainer._model_train()
+
+    def _warm_up(self, cursor: Cursor) -> None:
+        """Accumulation, learning rates and momentum during warm-up, as Ultralytics interpolates them."""
+        trainer, args = self._trainer, self._trainer.args
+        done = cursor.batch + self._num_batches * cursor.epoch
+        span = trainer._get_warmup_iterations(self._num_batches)
+        if not span or done > span:
+            self._accumulate = self._nominal_accumulate
+            return
+        self._accumulate = max(1, int(np.interp(done, [0, span], [1, self._nominal_accumulate]).round()))
+        for group in trainer.optimizer.param_groups:
+            start = args.warmup_bias_lr if group.get("param_group") == "bias" else 0.0
+            target = group["initial_lr"] * trainer.lf(cursor.epoch)
+            group["lr"] = float(np.interp(done, [0, span], [start, target]))
+            if "momentum" in group:
+                group["momentum"] = float(np.interp(done, [0, span], [args.warmup_momentum, args.momentum]))
+
+    def _update(self) -> None:
+        self._resolve_doubts()
+        finite = self._stepper.update()
+        self._doubt("the gradient", finite, self._window)
+        self._window = ()
+        self._trainer.ema.update(self._trainer.model)
+
+    def _doubt(self, what: str, finite: torch.Tensor, batches: tuple[Cursor, ...]) -> None:
+        """Check now where that costs nothing; on an accelerator, remember to look before the next update or save."""
+        if finite.device.type == "cpu":
+            if not bool(finite):
+                raise NotFinite(what, batches)
+        else:
+            self._doubts.append((finite, batches))
+
+    def _resolve_doubts(self) -> None:
+        doubts, self._doubts = self._doubts, []
+        if doubts:
+            verdicts = torch.stack([finite for finite, _ in doubts]).tolist()
+            for verdict, (_, batches) in zip(verdicts, doubts, strict=True):
+                if not verdict:
+                    raise NotFinite("the loss or gradient", batches)
+
+    def _note_losses(self, cursor: Cursor, outcome: BatchOutcome) -> None:
+        trainer = self._trainer
+        trainer.loss, trainer.loss_items = outcome.loss, outcome.items
+        trainer.name_losses(tuple(outcome.items))
+        count = cursor.batch
+        trainer.tloss = (
+            outcome.items
+            if not trainer.tloss
+            else {name: (trainer.tloss[name] * count + item) / (count + 1) for name, item in outcome.items.items()}
+        )
+
+    def _show(self, state: RunState, cursor: Cursor, batch: dict[str, Any]) -> None:
+        now = time.monotonic()
+        self._num_unshown_images += batch["img"].shape[0]
+        if self._trainer.device.type != "cpu" and now - self._shown_s < _SHOW_EVERY_S:
+            return
+        seconds, self._shown_s = now - self._shown_s, now
+        num_images, self._num_unshown_images = self._num_unshown_images, 0
+        self._log.emit(
+            events.StepDone(
+                epoch=cursor.epoch,
+                batch=cursor.batch,
+                step=state.step,
+                losses={name: float(value) for name, value in self._trainer.tloss.items()},
+                num_images=num_images,
+                seconds=seconds,
+                learning_rate=float(self._trainer.optimizer.param_groups[0]["lr"]),
+            )
+        )
+
+    # -- the end of an epoch ---------------------------------------------------------------------------------------
+
+    def close_epoch(self, state: RunState) -> RunState:
+        """Score the epoch and write its row. Returns `state` unchanged when a stop cut the scoring short."""
+        self._resolve_doubts()
+        trainer, epoch = self._trainer, state.cursor.epoch
+        trainer.epoch = epoch
+        if self._open_epoch != epoch:  # resumed between the last batch and the score
+            self._start_epoch(epoch)
+        trainer.lr = {f"lr/pg{i}": group["lr"] for i, group in enumerate(trainer.optimizer.param_groups)}
+        trainer.run_callbacks("on_train_epoch_end")
+        trainer.ema.update_attr(trainer.model, include=["yaml", "nc", "args", "names", "stride", "class_weights"])
+        final = epoch + 1 >= trainer.epochs
+        if trainer.args.val or final or trainer.stopper.possible_stop or trainer.stop:
+            try:
+                trainer.metrics, trainer.fitness = trainer.validate()
+            except ScoringCut:
+                return state
+        now = time.monotonic()
+        elapsed, self._clock_s = now - self._clock_s, now
+        closed = replace(
+            state,
+            cursor=Cursor(epoch=epoch + 1, batch=0),
+            epochs_closed=state.epochs_closed + 1,
+            seconds=state.seconds + elapsed,
+            loss_means={},
+        )
+        fitness = None if trainer.fitness is None else float(trainer.fitness)
+        tick = closed.tick(self._num_batches)
+        ledger = observe(
+            state.ledger, epoch=epoch + 1, tick=tick, fitness=fitness, patience=int(trainer.args.patience or 0)
+        )
+        closed = replace(closed, ledger=ledger)
+        trainer.show_ledger(ledger, epoch + 1)
+        self._append_row(closed)
+        self._criterion.after_epochs(closed.epochs_closed)
+        trainer.tloss, trainer.epoch_time = None, now - self._epoch_started_s
+        self._log.emit(
+            events.EpochClosed(
+                epoch=epoch + 1,
+                metrics={name: float(value) for name, value in trainer.metrics.items()},
+                fitness=fitness,
+                is_best=ledger.best_tick == tick,
+                seconds=trainer.epoch_time,
+            )
+        )
+        self._re_estimate_epochs(closed)
+        trainer.run_callbacks("on_fit_epoch_end")
+        trainer._clear_memory(0.5)
+        return closed
+
+    def _append_row(self, closed: RunState) -> None:
+        trainer = self._trainer
+        losses = trainer.label_loss_items(trainer.tloss)
+        row = {"epoch": closed.epochs_closed, "time": closed.seconds, **losses, **trainer.metrics, **trainer.lr}
+        if not self._csv:
+            self._csv = (",".join(row) + "\n").encode()
+        self._csv += (",".join(f"{float(value):.6g}" for value in row.values()) + "\n").encode()
+        self._write_csv()
+
+    def _write_csv(self) -> None:
+        try:
+            replace_file(self._trainer.csv, self._csv)
+        except OSError as error:  # the checkpoint carries the same bytes; a full disk stops no training
+            self._log.emit(events.SaveFailed(name=self._trainer.csv.name, error=str(error)))
+
+    def _re_estimate_epochs(self, state: RunState) -> None:
+        """With a time limit, plan as many epochs as fit, so that the learning rate ends where it should."""
+        trainer = self._trainer
+        if trainer.args.time:
+            trainer.set_epochs(max(math.ceil(trainer.args.time * 3600 / (state.seconds / state.epochs_closed)), 1))
+
+    # -- keeping ---------------------------------------------------------------------------------------------------
+
+    def save_is_due(self, state: RunState) -> bool:
+        return self._writer.idle and is_due(
+            self._trainer.spec.cadence,
+            since_try_s=time.monotonic() - self._last_save_s,
+            steps_since_try=state.step - self._last_save_step,
+            cost_s=self._writer.last_cost_s,
+        )
+
+    def save(self, state: RunState, *, required: bool) -> None:
+        started = time.monotonic()
+        self._resolve_doubts()
+        snapshot = self.snapshot(state)
+        just_closed = state.cursor.batch == 0 and state.epochs_closed > 0
+        is_best = just_closed and state.ledger.best_tick == state.tick(self._num_batches)
+        self._stalls_s[snapshot.name] = time.monotonic() - started
+        self._writer.submit(snapshot, pin=is_best)
+        if is_best:
+            if self._best_name is not None and self._best_name != snapshot.name:
+                self._writer.unpin(self._best_name)
+            self._best_name = snapshot.name
+        self._last_save_s, self._last_save_step = time.monotonic(), state.step
+        if just_closed and self._trainer.callbacks.get("on_model_save"):
+            self.drain()  # loggers read last.pt and best.pt
+            self._trainer.run_callbacks("on_model_save")
+
+    def snapshot(self, state: RunState) -> Snapshot:
+        """The whole state at `state`, in host memory that the loop does not touch again."""
+        trainer = self._trainer
+        means = {} if not trainer.tloss else {name: float(value) for name, value in trainer.tloss.items()}
+        scaler = trainer.scaler.state_dict() if trainer.scaler.is_enabled() else None
+        state = replace(
+            state, loss_means=means, optimizer_groups=groups_to_json(trainer.optimizer), scaler=scaler or None
+        )
+        tensors = self._copies.take(
+            {
+                "model": self._model.state_dict(),
+                "ema": trainer.ema.ema.state_dict(),
+                "optimizer": named_state(trainer.optimizer, self._names),
+                "gradients": gradients(self._model),
+            }
+        )
+        name = checkpoint_name(step=state.step, tick=state.tick(self._num_batches))
+        return Snapshot(
+            name=name, state=state, tensors=tensors, made_from=self._made_from, files={"results.csv": self._csv}
+        )
+
+    def drain(self) -> None:
+        self._writer.drain(_DRAIN_S)
+
+    # -- going back ------------------------------------------------------------------------------------------------
+
+    def restore(self, snapshot: Snapshot) -> RunState:
+        """Put everything where `snapshot` had it, and return its state."""
+        trainer, state = self._trainer, snapshot.state
+        restore_model(self._model, snapshot.tensors["model"], what="model")
+        restore_model(trainer.ema.ema, snapshot.tensors["ema"], what="EMA")
+        optimizer = snapshot.tensors.get("optimizer", {})
+        restore_optimizer(trainer.optimizer, self._parameters, optimizer, state.optimizer_groups)
+        restore_gradients(self._parameters, snapshot.tensors.get("gradients", {}))
+        trainer.ema.updates = state.ema_updates
+        if state.scaler is not None:
+            trainer.scaler.load_state_dict(state.scaler)
+        self._criterion.after_epochs(state.epochs_closed)
+        trainer.show_ledger(state.ledger, state.epochs_closed)
+        trainer.tloss = {
+            name: torch.tensor(value, device=trainer.device) for name, value in state.loss_means.items()
+        } or None
+        if trainer.tloss:
+            trainer.loss_items = trainer.tloss
+            trainer.name_losses(tuple(trainer.tloss))
+        self._csv = snapshot.files.get("results.csv", b"")
+        self._write_csv() if self._csv else trainer.csv.unlink(missing_ok=True)
+        self._open_epoch, self._doubts = None, []
+        first = state.cursor.batch - state.pending_batches + state.cursor.epoch * self._num_batches
+        self._window = tuple(
+            Cursor(epoch=(first + i) // self._num_batches, batch=(first + i) % self._num_batches)
+            for i in range(state.pending_batches)
+        )
+        self._re_estimate_epochs(state) if state.epochs_closed else None
+        self._last_save_s, self._last_save_step = time.monotonic(), state.step
+        self._clock_s = time.monotonic()
+        return state
+
+    def rewind(self, *, skip: tuple[Cursor, ...]) -> RunState:
+        """Go back to the newest checkpoint that verifies and leave out `skip` from then on."""
+        self.drain()
+        found = self._checkpoints.newest_verified()
+        for rejected in found.rejected:
+            self._log.emit(events.CheckpointRejected(name=rejected.name, why=rejected.why))
+        if found.snapshot is None:
+            raise DataLoss(
+                f"no checkpoint in {self._checkpoints.root} verifies, so the run cannot go back",
+                remedy="look at the disk (`steadyolo doctor`), then start a new run from weights/last.pt",
+            )
+        self._trainer.train_loader.reset()
+        state = self.restore(found.snapshot)
+        for cursor in skip:
+            self._log.emit(events.BatchSkipped(epoch=cursor.epoch, batch=cursor.batch, why="loss not finite"))
+        return replace(state, skipped=tuple(sorted({*state.skipped, *skip})))
+
+    def report(self, fault: NotFinite, attempt: int, action: str) -> None:
+        at = fault.batches[-1]
+        self._log.emit(
+            events.NonFinite(epoch=at.epoch, batch=at.batch, what=fault.what, attempt=attempt, action=action)
+        )
+

@@ -1,0 +1,713 @@
+"""`SteadyTrainer`: an Ultralytics trainer, for each task, whose training loop is steadyolo's.
+
+Written against ultralytics 8.4.190. Models, losses, datasets, validators and plots are upstream's; order, randomness,
+the step, saving, recovery and stopping are ours.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from ultralytics import __version__ as ultralytics_version
+from ultralytics.cfg import DEFAULT_CFG, get_cfg, get_save_dir
+from ultralytics.engine.trainer import BaseTrainer
+from ultralytics.models.yolo.classify import ClassificationTrainer
+from ultralytics.models.yolo.detect import DetectionTrainer
+from ultralytics.models.yolo.obb import OBBTrainer
+from ultralytics.models.yolo.pose import PoseTrainer
+from ultralytics.models.yolo.segment import SegmentationTrainer
+from ultralytics.utils import LOGGER, nms
+from ultralytics.utils.torch_utils import unwrap_model
+
+from steadyolo import __version__, events
+from steadyolo.adapters.ultralytics.arguments import check_arguments, check_changes
+from steadyolo.adapters.ultralytics.checked_data import (
+    is_label_problem,
+    listed,
+    refuse_labels,
+    resolve_yaml,
+    sixteen_bit,
+    translated,
+    unusable,
+)
+from steadyolo.adapters.ultralytics.dataset import KeyedClassificationDataset, KeyedDataset
+from steadyolo.adapters.ultralytics.export import WeightExporter
+from steadyolo.adapters.ultralytics.loader import PREFETCH_BATCHES, KeyedLoader
+from steadyolo.adapters.ultralytics.run import ScoringCut, UltralyticsRun
+from steadyolo.adapters.ultralytics.weights import check_weights
+from steadyolo.data.fingerprint import fingerprint
+from steadyolo.data.order import SampleOrder
+from steadyolo.data.window import DecodedWindow
+from steadyolo.errors import SteadyError, UserError
+from steadyolo.spec.run_spec import RunSpec, make_spec
+from steadyolo.state.run_state import Ledger, RunState
+from steadyolo.state.snapshot import Snapshot
+from steadyolo.train.host_copy import HostCopies
+from steadyolo.train.precision import Precision, choose_precision
+from steadyolo.train.signals import EXIT_INTERRUPTED, StopRequest, exit_at_once
+from steadyolo.train.supervisor import supervise
+from steadyolo.vault.checkpoints import Checkpoints, Committed
+from steadyolo.vault.files import replace_file
+from steadyolo.vault.lock import RunLock
+from steadyolo.vault.writer import BackgroundWriter
+
+OURS_FOLDER = "steadyolo"
+_GRACE_S = 20.0  # a stop must be over within 25 s; what is committed by then is what there is
+_UNLIMITED_S = 1e9
+_STRICT_VERSIONS = ("torch", "ultralytics")  # other than these may change in their last digits without changing results
+
+
+class SteadyTrainer(BaseTrainer):  # type: ignore[misc]  # upstream is untyped
+    """`YOLO(...).train(trainer=SteadyTrainer, ...)`: made for the model's task; takes our dotted arguments too.
+
+    `resume=RUN` (a run folder) goes on with that run. Raises: UserError for what is wrong with the request or the data,
+    SystemExit(75) after a stop signal, once the state is saved.
+    """
+
+    watchers: ClassVar[list[Callable[[events.EventLog, Path], contextlib.AbstractContextManager[Any]]]] = []
+
+    def __new__(cls, cfg: Any = DEFAULT_CFG, overrides: Any = None, _callbacks: Any = None) -> SteadyTrainer:
+        if cls is not SteadyTrainer:
+            return object.__new__(cls)
+        task = (overrides or {}).get("task") or "detect"
+        if task not in _BY_TASK:
+            raise UserError(f"task={task} is not supported", remedy=f"use one of {', '.join(_BY_TASK)}")
+        return object.__new__(_BY_TASK[task])
+
+    def __init__(self, cfg: Any = DEFAULT_CFG, overrides: Any = None, _callbacks: Any = None) -> None:
+        given = {name: value for name, value in (overrides or {}).items() if name != "session"}
+        ours = {name: given.pop(name) for name in list(given) if "." in name}
+        allowed = str(ours.pop("resume.allow", "")).replace(",", " ").split()
+        resume = given.pop("resume", None)
+        self._start: Snapshot | None = None
+        self._allowed = allowed
+        self._problems: dict[str, str] = {}
+        with _clear_disk_errors():
+            if resume:
+                self._open_existing(Path(resume), given, ours)
+            else:
+                self._open_new(given, ours)
+            arguments = dict(self.spec.arguments)
+            self._amp_given, self._num_workers = "amp" in arguments, arguments.get("workers")
+            if self._start is not None:
+                arguments.update(self._start.made_from["plan"]["optimizer"])  # what `optimizer=auto` chose holds
+            super().__init__(cfg, {**arguments, "save_dir": str(self._folder)}, _callbacks)
+        if self.device.type in {"cpu", "mps"}:  # upstream loads in the training process there; so do we unless asked
+            self.args.workers = int(self._num_workers or 0)
+        if self.device.type == "cpu":  # upstream leaves one core idle
+            threads = self._start.made_from["plan"]["threads"] if self._start else self.spec.num_threads
+            torch.set_num_threads(threads or num_cores())
+
+    # -- opening the run folder ------------------------------------------------------------------------------------
+
+    def _open_new(self, given: dict[str, Any], ours: dict[str, Any]) -> None:
+        self.spec = make_spec(given, ours)
+        check_arguments(given)
+        _check_weights_of(given)
+        cfg = get_cfg(overrides=given)
+        self._folder = Path(get_save_dir(cfg)).absolute()
+        own = self._folder / OURS_FOLDER
+        if (own / "checkpoints").is_dir() and any((own / "checkpoints").iterdir()):
+            raise UserError(
+                f"{self._folder} already holds a run with checkpoints",
+                remedy=f"go on with it: steadyolo resume {self._folder}; or choose another name=",
+            )
+        own.mkdir(parents=True, exist_ok=True)
+        self._lock = RunLock(own).acquire()
+        replace_file(own / "spec.json", _json(self.spec.to_dict()))
+
+    def _open_existing(self, folder: Path, given: dict[str, Any], ours: dict[str, Any]) -> None:
+        self._folder = folder.absolute()
+        own = self._folder / OURS_FOLDER
+        if not (own / "spec.json").is_file():
+            raise UserError(
+                f"{folder} is not a steadyolo run: it has no {OURS_FOLDER}/spec.json",
+                remedy="name a run folder; `steadyolo runs ls` lists those there are",
+            )
+        self._lock = RunLock(own).acquire()
+        before = RunSpec.from_dict(json.loads((own / "spec.json").read_text()))
+        internal = {"model", "task", "mode", "pretrained", "session"}  # set by `YOLO.train` itself
+        changes = {
+            name: value
+            for name, value in given.items()
+            if before.arguments.get(name) != value and name not in internal
+        }
+        check_changes(changes)
+        self.spec = before.changed(changes, {name: str(value) for name, value in ours.items()})
+        checkpoints = Checkpoints(own / "checkpoints", writer_id=_writer_id())
+        found = checkpoints.newest_verified()
+        self._rejected = found.rejected
+        self._start = found.snapshot
+        if (own / "finished.json").is_file():
+            self._refuse_finished(own)
+        if self._start is not None:
+            self._check_versions(self._start.made_from["versions"])
+
+    def _refuse_finished(self, own: Path) -> None:
+        finished = json.loads((own / "finished.json").read_text())
+        asked = int(self.spec.arguments.get("epochs", DEFAULT_CFG.epochs))
+        if asked <= finished["epochs"] and not (
+            finished["early"] and int(self.spec.arguments.get("patience", DEFAULT_CFG.patience)) > finished["patience"]
+        ):
+            raise UserError(
+                f"{self._folder} is finished: {finished['epochs']} of {asked} epochs"
+                + (" (stopped early)" if finished["early"] else ""),
+                remedy="go on further with epochs=N, or start a new run from its weights/best.pt",
+            )
+
+    def _check_versions(self, before: Mapping[str, str]) -> None:
+        now = package_versions()
+        changed = {name: (before.get(name), now[name]) for name in now if before.get(name) != now[name]}
+        strict = {name: pair for name, pair in changed.items() if name in _STRICT_VERSIONS}
+        if strict and "versions" not in self._allowed:
+            lines = ", ".join(f"{name} {was} then, {is_now} now" for name, (was, is_now) in strict.items())
+            raise UserError(
+                f"this run was made with other packages: {lines}; it would go on, but not exactly",
+                remedy="install the versions it began with, or pass allow=versions",
+            )
+        for name, (was, is_now) in changed.items():
+            LOGGER.warning(f"{name} was {was} when this run began and is {is_now} now")
+
+    # -- what upstream asks its subclasses for ---------------------------------------------------------------------
+
+    def get_dataset(self) -> dict[str, Any]:
+        data = Path(str(self.args.data))
+        with translated(self.args.data):
+            if data.is_file() and data.suffix in {".yaml", ".yml"}:
+                self.args.data = str(resolve_yaml(data, self._folder / OURS_FOLDER))
+            return super().get_dataset()  # type: ignore[no-any-return]
+
+    def build_dataset(self, img_path: str, mode: str = "train", batch: int | None = None) -> Any:
+        """As upstream builds it, of our classes, with what cannot be used left out, counted and listed."""
+        with translated(self.args.data):
+            dataset = self._make_dataset(img_path, mode, batch)
+        return dataset
+
+    def get_dataloader(self, dataset_path: str, batch_size: int = 16, rank: int = 0, mode: str = "train") -> Any:
+        if mode != "train":
+            return super().get_dataloader(dataset_path, batch_size, rank, mode)
+        dataset = self.build_dataset(dataset_path, mode, batch_size)
+        num_samples = len(dataset)
+        if not num_samples:
+            raise UserError(f"the train split {dataset_path} holds no images", remedy="point train: at images")
+        batch_size = min(batch_size, num_samples)
+        drop_last = bool(self.args.compile) and num_samples > batch_size
+        rect = getattr(dataset, "rect", False)
+        order = SampleOrder(
+            seed=int(self.args.seed),
+            num_samples=num_samples,
+            batch_size=batch_size,
+            num_batches=num_samples // batch_size if drop_last else -(-num_samples // batch_size),
+            shuffle=not (rect and bool((dataset.batch_shapes != dataset.batch_shapes[0]).any())),
+        )
+        self._bind(dataset, order)
+        return KeyedLoader(
+            dataset, order, num_workers=int(self.args.workers), pin_memory=self.device.type == "cuda"
+        )
+
+    def _make_dataset(self, img_path: str, mode: str, batch: int | None) -> Any:
+        stride = max(int(unwrap_model(self.model).stride.max()), 32)
+        dataset = KeyedDataset(
+            img_path=img_path,
+            imgsz=self.args.imgsz,
+            batch_size=batch,
+            augment=mode == "train",
+            hyp=self.args,
+            rect=self.args.rect or mode == "val",
+            cache=self.args.cache or None,
+            single_cls=self.args.single_cls or False,
+            stride=stride,
+            pad=0.0 if mode == "train" else 0.5,
+            prefix=f"{mode}: ",
+            task=self.args.task,
+            classes=self.args.classes,
+            data=self.data,
+            fraction=_fraction(self.args.fraction, mode, self.args.split),
+            on_problems=self._note_problems,
+        )
+        return dataset
+
+    def _note_problems(self, problems: dict[str, str], num_left: int) -> None:
+        """Images that cannot be used: bad labels are refused unless asked otherwise, the rest is left out and listed."""
+        labels = {file: why for file, why in problems.items() if is_label_problem(why)}
+        if labels and self.spec.bad_labels == "refuse":
+            raise refuse_labels(labels)
+        if not num_left:
+            raise UserError(
+                f"none of the {len(problems)} images can be used:\n{listed(problems)}", remedy="look at these files"
+            )
+        self._problems |= problems
+
+    def _bind(self, dataset: Any, order: SampleOrder) -> None:
+        num_workers = int(self.args.workers)
+        closed = self._first_closed_epoch()
+        slots = order.lookback + (1 + num_workers * (PREFETCH_BATCHES + 1)) * order.batch_size
+        channels = int(self.data.get("channels", 3))
+        window = DecodedWindow(
+            min(slots, order.num_samples) if slots >= order.num_samples else slots,
+            max_image_bytes=int(self.args.imgsz) ** 2 * channels,
+            shared=num_workers > 0 and dataset.cache != "ram",
+        )
+        dataset.keyed(order, window=window, first_closed_epoch=closed, hyp=self.args)
+
+    def _first_closed_epoch(self) -> int | None:
+        return self.epochs - self.args.close_mosaic if self.args.close_mosaic else None
+
+    def set_model_attributes(self) -> None:
+        super().set_model_attributes()
+        self._check_image_size()
+        self.precision: Precision = choose_precision(
+            asked=self.spec.compute,
+            amp=self.args.amp,
+            amp_given=self._amp_given,
+            channels_last=self.args.channels_last,
+            device=self.device,
+        )
+        if self.precision.channels_last:
+            self.model = self.model.to(memory_format=torch.channels_last)
+
+    def _check_image_size(self) -> None:
+        stride = max(int(unwrap_model(self.model).stride.max()), 32)
+        size = self.args.imgsz
+        if not isinstance(size, int) or isinstance(size, bool) or size < stride or size % stride:
+            near = sorted({max(int(size) // stride, 1) * stride, -(-int(size) // stride) * stride}) if isinstance(
+                size, int | float
+            ) else [640]
+            raise UserError(
+                f"imgsz={size} is not a multiple of the model's stride {stride}",
+                remedy=f"use imgsz={' or imgsz='.join(str(n) for n in near)}",
+            )
+
+    def build_optimizer(self, model: Any, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        """Upstream's optimizer; on CUDA its fused form where there is one, so that a step needs no word from the host."""
+        optimizer: torch.optim.Optimizer = super().build_optimizer(model, *args, **kwargs)
+        if self.device.type == "cuda" and type(optimizer) is torch.optim.SGD:
+            return torch.optim.SGD(optimizer.param_groups, lr=optimizer.defaults["lr"], fused=True)
+        return optimizer
+
+    def get_validator(self) -> Any:
+        validator = super().get_validator()
+        validator.callbacks = {name: list(hooks) for name, hooks in validator.callbacks.items()}
+        validator.callbacks.setdefault("on_val_batch_start", []).append(self._cut_scoring)
+        return validator
+
+    def _cut_scoring(self, _: Any) -> None:
+        if self._stop_request is not None and self._stop_request.requested:
+            raise ScoringCut
+
+    def validate(self) -> Any:
+        with _patient_nms():
+            return super().validate()
+
+    def final_eval(self) -> None:
+        """Score `best.pt`. Upstream also strips both files in place here; ours are exported stripped."""
+        if not self.best.exists():
+            return
+        LOGGER.info(f"\nValidating {self.best}...")
+        self.validator.args.plots = self.args.plots
+        self.validator.args.compile = False
+        with _patient_nms():
+            self.metrics = self.validator(model=self.best)
+        self.metrics.pop("fitness", None)
+        self.epoch += 1
+        self.run_callbacks("on_fit_epoch_end")
+        self.epoch -= 1
+
+    # -- the run ---------------------------------------------------------------------------------------------------
+
+    def train(self) -> Any:
+        """Train to the end. Raises: SystemExit(75) when a signal stopped it, after saving."""
+        try:
+            return super().train()
+        finally:
+            self._lock.release()
+
+    def _do_train(self) -> None:
+        own = self._folder / OURS_FOLDER
+        self._stop_request: StopRequest | None = None
+        with contextlib.ExitStack() as stack:
+            log = events.EventLog(own / "events.jsonl")
+            stack.callback(log.close)
+            stop = stack.enter_context(
+                StopRequest(
+                    grace_s=_GRACE_S,
+                    overdue=exit_at_once,
+                    on_signal=lambda name: log.emit(events.SignalReceived(signal=name)),
+                )
+            )
+            self._stop_request = stop
+            for watch in self.watchers:
+                stack.enter_context(watch(log, self._folder))
+            try:
+                self._train_watched(log, stop)
+            except SystemExit:
+                log.emit(events.RunStopped(reason="interrupted", exit_code=EXIT_INTERRUPTED))
+                raise
+            except BaseException as error:
+                log.emit(events.RunStopped(reason="failed", exit_code=2 if isinstance(error, UserError) else 1))
+                raise
+
+    def _train_watched(self, log: events.EventLog, stop: StopRequest) -> None:
+        own = self._folder / OURS_FOLDER
+        self._setup_train()
+        if self._problems:
+            log.emit(events.ImagesSkipped(count=len(self._problems), listed=self._problems))
+        plan = self._plan()
+        made_from = self._made_from(plan)
+        replace_file(own / "plan.json", _json(plan))
+        checkpoints = Checkpoints(own / "checkpoints", writer_id=_writer_id())
+        copies = HostCopies()
+        best_name = self._best_name(checkpoints)
+        run_stalls: dict[str, float] = {}
+
+        def on_committed(committed: Committed) -> None:
+            log.emit(
+                events.SaveCommitted(
+                    name=committed.name,
+                    step=int(committed.name[5:13]),
+                    num_bytes=committed.num_bytes,
+                    seconds=committed.seconds,
+                    stall_seconds=run_stalls.pop(committed.name, 0.0),
+                )
+            )
+
+        writer = BackgroundWriter(
+            checkpoints,
+            keep_last=self.spec.num_keep_last,
+            pinned=[best_name] if best_name else [],
+            parent=self._start.name if self._start else None,
+            exports=WeightExporter(
+                self.ema.ema, self.wdir, train_args=vars(self.args), save_period=int(self.args.save_period)
+            ),
+            on_committed=on_committed,
+            on_failed=lambda name, error: log.emit(events.SaveFailed(name=name, error=str(error))),
+            release=lambda snapshot: copies.release(snapshot.tensors),
+        )
+        run = UltralyticsRun(
+            self,
+            checkpoints=checkpoints,
+            writer=writer,
+            log=log,
+            stop=stop,
+            copies=copies,
+            made_from=made_from,
+            accumulate=plan["accumulate"],
+            best_name=best_name,
+            stalls_s=run_stalls,
+        )
+        state = self._begin(run, writer, checkpoints, log)
+        try:
+            state = supervise(run, state, num_tries=self.spec.num_tries)
+        finally:
+            self.train_loader.close()
+            writer.close(timeout_s=_GRACE_S)
+        if stop.acknowledged():
+            raise SystemExit(EXIT_INTERRUPTED)
+        self._finish(state, log)
+        log.emit(
+            events.RunFinished(
+                epochs=state.epochs_closed,
+                step=state.step,
+                seconds=state.seconds,
+                best_fitness=state.ledger.best_fitness,
+                best_epoch=state.ledger.best_epoch,
+            )
+        )
+        late = state.epochs_closed < self.epochs and not state.ledger.stop
+        reason: events.StopReason = "time" if late else "early_stopping" if state.ledger.stop else "finished"
+        log.emit(events.RunStopped(reason=reason, exit_code=0))
+
+    def _begin(
+        self, run: UltralyticsRun, writer: BackgroundWriter, checkpoints: Checkpoints, log: events.EventLog
+    ) -> RunState:
+        """The state to start from, with everything in place. A new run's first state is committed before its first batch."""
+        self.stop, self.plot_idx, self.epoch = False, [0, 1, 2], 0
+        self.train_time_start = self.epoch_time_start = time.time()
+        if self.args.close_mosaic:
+            base = (self.epochs - self.args.close_mosaic) * len(self.train_loader)
+            self.plot_idx.extend([base, base + 1, base + 2])
+        self.optimizer.zero_grad()
+        checkpoints.sweep()
+        if self._start is not None:
+            state = run.restore(self._start)
+            state = self._reconsider_stop(state)
+            for rejected in self._rejected:
+                log.emit(events.CheckpointRejected(name=rejected.name, why=rejected.why))
+                LOGGER.warning(f"checkpoint {rejected.name} is not used: {rejected.why}")
+        else:
+            state = RunState.fresh()
+        log.emit(
+            events.RunStarted(
+                model=str(self.args.model),
+                task=str(self.args.task),
+                data=str(self.args.data),
+                device=str(self.device),
+                precision=self.precision.compute + (" channels_last" if self.precision.channels_last else ""),
+                threads=torch.get_num_threads(),
+                num_train_images=len(self.train_loader.dataset),
+                num_val_images=len(self.test_loader.dataset),
+                resumed_from=self._start.name if self._start else None,
+                epochs=self.epochs,
+                num_batches=len(self.train_loader),
+            )
+        )
+        if self._start is not None:
+            log.emit(
+                events.Resumed(
+                    name=self._start.name,
+                    step=state.step,
+                    epoch=state.cursor.epoch,
+                    batch=state.cursor.batch,
+                    best_fitness=state.ledger.best_fitness,
+                    best_epoch=state.ledger.best_epoch,
+                )
+            )
+        else:
+            run.save(state, required=True)
+            run.drain()
+            if writer.newest_committed is None:
+                raise UserError(
+                    f"the first checkpoint could not be written to {checkpoints.root}",
+                    remedy="make room or choose another project=; events.jsonl has the error",
+                )
+        self.run_callbacks("on_train_start")
+        return state
+
+    def _finish(self, state: RunState, log: events.EventLog) -> None:
+        try:
+            self.final_eval()
+        except ScoringCut:
+            raise SystemExit(EXIT_INTERRUPTED) from None
+        if self.args.plots:
+            self.plot_metrics()
+        self.run_callbacks("on_train_end")
+        self._clear_memory()
+        if hasattr(self.test_loader, "close"):
+            self.test_loader.close()
+        finished = {
+            "epochs": state.epochs_closed,
+            "early": state.ledger.stop,
+            "patience": int(self.args.patience or 0),
+            "best_fitness": state.ledger.best_fitness,
+            "best_epoch": state.ledger.best_epoch,
+        }
+        replace_file(self._folder / OURS_FOLDER / "finished.json", _json(finished))
+
+    def _reconsider_stop(self, state: RunState) -> RunState:
+        """More patience than before takes an early stop back."""
+        from dataclasses import replace
+
+        patience = int(self.args.patience or 0)
+        since = state.epochs_closed - state.ledger.best_epoch
+        return replace(state, ledger=replace(state.ledger, stop=bool(patience) and since >= patience))
+
+    def _best_name(self, checkpoints: Checkpoints) -> str | None:
+        """The committed checkpoint that holds the best weights so far, if there is one."""
+        if self._start is None or not self._start.state.ledger.best_tick:
+            return None
+        suffix = f".{self._start.state.ledger.best_tick:08d}"
+        return next((name for name in checkpoints.committed() if name.endswith(suffix)), None)
+
+    def _plan(self) -> dict[str, Any]:
+        """What was decided for this run. A run that goes on keeps what changes its mathematics."""
+        if self._start is not None:
+            return dict(self._start.made_from["plan"])
+        chosen = ("optimizer", "lr0", "warmup_bias_lr")
+        return {
+            "optimizer": {name: getattr(self.args, name) for name in chosen},
+            "accumulate": int(self.accumulate),
+            "num_batches": len(self.train_loader),
+            "compute": self.precision.compute,
+            "channels_last": self.precision.channels_last,
+            "device": self.device.type,
+            "threads": torch.get_num_threads(),
+        }
+
+    def _made_from(self, plan: dict[str, Any]) -> dict[str, Any]:
+        """The origin that each checkpoint carries. Raises: UserError when a resumed run's data is no longer the same."""
+        dataset = self.train_loader.dataset
+        found = fingerprint(dataset.im_files, dataset.labels, self.data["names"])
+        if self._start is not None:
+            before = self._start.made_from["dataset"]
+            if before["fingerprint"] != found and "dataset" not in self._allowed:
+                raise UserError(
+                    f"the dataset {self.args.data} is not the one this run was made from: it had "
+                    f"{before['num_train_images']} images, now there are {len(dataset)}, or their labels or sizes differ",
+                    remedy="put the data back as it was, or pass allow=dataset to go on with what is there",
+                )
+            if plan["compute"] != self.precision.compute or plan["device"] != self.device.type:
+                LOGGER.warning(
+                    f"this run began in {plan['compute']} on {plan['device']}, and goes on in {self.precision.compute} on "
+                    f"{self.device.type}: not bit for bit"
+                )
+        return {
+            "spec": self.spec.to_dict(),
+            "plan": plan,
+            "versions": package_versions(),
+            "dataset": {"fingerprint": found, "num_train_images": len(dataset)},
+        }
+
+    # -- small services for the run --------------------------------------------------------------------------------
+
+    @property
+    def bare_model(self) -> torch.nn.Module:
+        """The model without compile or parallel wrappers."""
+        return unwrap_model(self.model)  # type: ignore[no-any-return]
+
+    def step_scheduler(self) -> None:
+        """Set this epoch's learning rates, in closed form."""
+        import warnings
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch wants an optimizer step first; the epoch alone decides here
+            self.scheduler.step()
+
+    def name_losses(self, names: tuple[str, ...]) -> None:
+        """Tell upstream what the loss items are called, once they are known."""
+        if not self.loss_names:
+            self.loss_names = names
+            self.metrics.update(dict.fromkeys(self.label_loss_items(prefix="val"), 0.0))
+
+    def show_ledger(self, ledger: Ledger, epoch: int) -> None:
+        """Let callbacks and the validator read from upstream's attributes what was decided from scores."""
+        self.best_fitness = ledger.best_fitness
+        self.stopper.best_fitness = ledger.best_fitness or 0.0
+        self.stopper.best_epoch = ledger.best_epoch
+        self.stopper.possible_stop = epoch - ledger.best_epoch >= self.stopper.patience - 1
+
+    def set_epochs(self, epochs: int) -> None:
+        """Plan another number of epochs from here on."""
+        if epochs != self.epochs:
+            self.epochs = self.args.epochs = epochs
+            self._setup_scheduler()
+            self.train_loader.dataset.close_from(self._first_closed_epoch())
+            self.train_loader.reset()
+
+    def plot_if_asked(self, batch: dict[str, Any], done: int) -> None:
+        if self.args.plots and done in self.plot_idx:
+            self.plot_training_samples(batch, done)
+
+
+class SteadyDetectionTrainer(SteadyTrainer, DetectionTrainer):  # type: ignore[misc]  # upstream is untyped
+    """Detection over steadyolo's loop."""
+
+
+class SteadySegmentationTrainer(SteadyTrainer, SegmentationTrainer):  # type: ignore[misc]  # upstream is untyped
+    """Instance segmentation over steadyolo's loop."""
+
+
+class SteadyPoseTrainer(SteadyTrainer, PoseTrainer):  # type: ignore[misc]  # upstream is untyped
+    """Keypoints over steadyolo's loop."""
+
+
+class SteadyOBBTrainer(SteadyTrainer, OBBTrainer):  # type: ignore[misc]  # upstream is untyped
+    """Oriented boxes over steadyolo's loop."""
+
+
+class SteadyClassificationTrainer(SteadyTrainer, ClassificationTrainer):  # type: ignore[misc]  # upstream is untyped
+    """Classification over steadyolo's loop."""
+
+    def _make_dataset(self, img_path: str, mode: str, batch: int | None) -> Any:
+        return KeyedClassificationDataset(
+            img_path,
+            self.args,
+            augment=mode == "train",
+            prefix="train" if mode == "train" else self.args.split,
+            names=self.data["names"],
+        )
+
+    def _bind(self, dataset: Any, order: SampleOrder) -> None:
+        dataset.keyed(order)
+
+
+_BY_TASK: dict[str, type[SteadyTrainer]] = {
+    "detect": SteadyDetectionTrainer,
+    "segment": SteadySegmentationTrainer,
+    "pose": SteadyPoseTrainer,
+    "obb": SteadyOBBTrainer,
+    "classify": SteadyClassificationTrainer,
+}
+
+
+def package_versions() -> dict[str, str]:
+    """Versions that a run's exactness depends on."""
+    from importlib.metadata import version
+
+    import cv2
+    import numpy
+
+    return {
+        "steadyolo": __version__,
+        "torch": torch.__version__,
+        "ultralytics": ultralytics_version,
+        "numpy": numpy.__version__,
+        "opencv": cv2.__version__,
+        "torchvision": version("torchvision"),
+    }
+
+
+def num_cores() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _writer_id() -> str:
+    return f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+
+
+def _json(value: Any) -> bytes:
+    return (json.dumps(value, indent=2, default=str) + "\n").encode()
+
+
+def _check_weights_of(given: Mapping[str, Any]) -> None:
+    for name in ("model", "pretrained"):
+        path = Path(str(given.get(name) or ""))
+        if path.suffix == ".pt" and path.exists():
+            check_weights(path)
+        elif name == "model" and path.suffix in {".yaml", ".yml"} and path.parent != Path(".") and not path.exists():
+            raise UserError(f"the model yaml {path} is not there", remedy="check the path, or name one of Ultralytics'")
+
+
+def _fraction(fraction: Any, mode: str, split: str) -> Any:
+    from ultralytics.data.utils import get_split_fraction
+
+    return get_split_fraction(fraction, "train" if mode == "train" else split)
+
+
+@contextlib.contextmanager
+def _patient_nms() -> Iterator[None]:
+    """Let NMS finish. Upstream stops it at a wall-clock limit and drops the remaining images' boxes: on a busy machine
+    the score of the same weights would change. Remove when `max_time_img` can be passed through a validator.
+    """
+    upstream = nms.non_max_suppression
+    nms.non_max_suppression = partial(upstream, max_time_img=_UNLIMITED_S)
+    try:
+        yield
+    finally:
+        nms.non_max_suppression = upstream
+
+
+@contextlib.contextmanager
+def _clear_disk_errors() -> Iterator[None]:
+    """Turn a disk that is full or read-only at the start into a clear error."""
+    try:
+        yield
+    except SteadyError:
+        raise
+    except OSError as error:
+        if error.filename is None and error.errno is None:
+            raise
+        raise UserError(
+            f"the run folder cannot be used: {error.strerror or error} ({error.filename})",
+            remedy="choose a writable project= with free space",
+        ) from error

@@ -1,0 +1,141 @@
+"""Decides whether a foreign `.pt` may be loaded: one that carries code is refused before anything in it runs."""
+
+from __future__ import annotations
+
+import importlib
+import io
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Any, Self
+
+from steadyolo.errors import UserError
+
+_FUNCTIONS = {
+    ("torch._utils", "_rebuild_tensor_v2"),
+    ("torch._utils", "_rebuild_tensor"),
+    ("torch._utils", "_rebuild_parameter"),
+    ("torch._utils", "_rebuild_parameter_with_state"),
+    ("torch.serialization", "_get_layout"),
+    ("numpy.core.multiarray", "scalar"),
+    ("numpy._core.multiarray", "scalar"),
+    ("numpy.core.multiarray", "_reconstruct"),
+    ("numpy._core.multiarray", "_reconstruct"),
+    ("_codecs", "encode"),
+}
+_CLASSES = {
+    ("collections", "OrderedDict"),
+    ("collections", "defaultdict"),
+    ("builtins", "set"),
+    ("builtins", "frozenset"),
+    ("builtins", "slice"),
+    ("builtins", "complex"),
+    ("builtins", "bytearray"),
+    ("types", "SimpleNamespace"),
+    ("argparse", "Namespace"),
+    ("numpy", "dtype"),
+    ("numpy", "ndarray"),
+    ("pathlib", "PosixPath"),
+    ("pathlib", "PurePosixPath"),
+    ("pathlib", "WindowsPath"),
+    ("pathlib", "PureWindowsPath"),
+    ("ultralytics.utils", "IterableSimpleNamespace"),
+    ("ultralytics.utils.loss", "v8DetectionLoss"),
+    ("torch", "Size"),
+    ("torch", "device"),
+}
+_MODULE_PACKAGES = ("torch.nn.modules.", "ultralytics.nn.", "ultralytics.utils.")
+
+
+def check_weights(path: Path) -> None:
+    """Raise `UserError` unless `path` is a checkpoint made of tensors, plain values and known model classes only.
+
+    The file's pickle is read with inert stand-ins for everything that it names, so that nothing in it runs; the tensors'
+    bytes are not read.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            name = next((n for n in archive.namelist() if n.endswith("/data.pkl") or n == "data.pkl"), None)
+            if name is None:
+                raise _not_weights(path, "it holds no data.pkl")
+            inspector = _Inspector(io.BytesIO(archive.read(name)))
+        inspector.load()
+    except UserError:
+        raise
+    except Exception as error:  # bytes from anywhere: whatever unpickling them raises, they are no checkpoint
+        raise _not_weights(path, f"{type(error).__name__}: {error}") from None
+    if inspector.refused:
+        raise UserError(
+            f"{path} would run code that is not part of a model: {', '.join(sorted(inspector.refused)[:5])}",
+            remedy="do not load it; ask its author for plain weights, or train from a model yaml",
+        )
+
+
+def _not_weights(path: Path, why: str) -> UserError:
+    return UserError(
+        f"{path} is not a model checkpoint: {why}",
+        remedy="give a .pt that Ultralytics or steadyolo wrote, or a model yaml such as yolo11n.yaml",
+    )
+
+
+class _Inert:
+    """Stands in for whatever a pickle names: takes any arguments, state and items, and does nothing with them."""
+
+    def __new__(cls, *_: Any, **__: Any) -> Self:
+        return super().__new__(cls)
+
+    def __init__(self, *_: Any, **__: Any) -> None: ...
+    def __call__(self, *_: Any, **__: Any) -> _Inert:
+        return _Inert()
+
+    def __setstate__(self, _: Any) -> None: ...
+    def __setitem__(self, _: Any, __: Any) -> None: ...
+    def append(self, _: Any) -> None: ...
+    def extend(self, _: Any) -> None: ...
+    def add(self, _: Any) -> None: ...
+
+
+class _Inspector(pickle.Unpickler):
+    """Notes every name that a pickle would import; imports none of them."""
+
+    def __init__(self, file: io.BytesIO) -> None:
+        super().__init__(file)
+        self.refused: set[str] = set()
+
+    def find_class(self, module_name: str, global_name: str, /) -> Any:
+        if not _is_admitted(module_name, global_name):
+            self.refused.add(f"{module_name}.{global_name}")
+        return _Inert
+
+    def persistent_load(self, pid: Any) -> Any:
+        return _Inert()
+
+
+def _is_admitted(module: str, name: str) -> bool:
+    if (module, name) in _FUNCTIONS | _CLASSES:
+        return True
+    if module in {"torch", "torch.storage"}:
+        return name.endswith("Storage") or name in {"float16", "float32", "float64", "bfloat16", "int64", "uint8"}
+    return module.startswith(_MODULE_PACKAGES) and "." not in name and _is_module_class(module, name)
+
+
+def _is_module_class(module: str, name: str) -> bool:
+    """True for a network module's class: those are built from data, while a function would be called with it."""
+    from torch import nn
+
+    try:
+        found: Any = getattr(importlib.import_module(module), name, None)
+    except ImportError:
+        return False
+    return isinstance(found, type) and issubclass(found, nn.Module)
+
+
+def task_of(model: str) -> str | None:
+    """The task that a checkpoint's or a model yaml's last layer stands for; None where it cannot be told."""
+    path = Path(model)
+    if path.suffix != ".pt" or not path.is_file():
+        return None
+    check_weights(path)
+    from ultralytics.nn.tasks import guess_model_task, load_checkpoint
+
+    return str(guess_model_task(load_checkpoint(path)[0]))

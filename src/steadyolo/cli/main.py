@@ -1,0 +1,39 @@
+"""The command `steadyolo`: registers the commands, one file each, and turns errors into messages and exit codes."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from steadyolo.cli import demo, doctor, resume, runs, train
+from steadyolo.errors import SteadyError, UserError
+
+EXIT_FAILED, EXIT_WRONG_REQUEST = 1, 2
+
+app = typer.Typer(
+    name="steadyolo",
+    help="YOLO training that survives: killed at any instant, it goes on exactly where it was.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+)
+app.command(name="train", context_settings={"ignore_unknown_options": True})(train.train)
+app.command(name="resume", context_settings={"ignore_unknown_options": True})(resume.resume)
+app.command(name="demo")(demo.demo)
+app.command(name="doctor")(doctor.doctor)
+app.add_typer(runs.runs_app, name="runs")
+
+
+def run() -> None:
+    """Entry point. Exit codes: 0 done, 1 failed, 2 the request was wrong, 75 interrupted after saving."""
+    try:
+        app()
+    except SteadyError as error:
+        sys.stderr.write(f"error: {error}\n")
+        sys.exit(EXIT_WRONG_REQUEST if isinstance(error, UserError) else EXIT_FAILED)
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,161 @@
+"""`RunSpec`: what was asked of a training run, typed and validated at the door."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
+
+from steadyolo.errors import UserError
+from steadyolo.spec.cadence import Auto, SaveCadence, parse_cadence, parse_duration_s
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunSpec:
+    """Ultralytics' train arguments as given, and ours. Values keep the text they came from, so that a spec replays."""
+
+    VERSION: ClassVar[int] = 1
+
+    arguments: Mapping[str, Any]  # Ultralytics' own, only those that were given
+    ours: Mapping[str, str] = field(default_factory=dict)  # dotted names, as text
+
+    save_every: SaveCadence = field(default_factory=Auto)
+    num_keep_last: int = 3
+    mtbf_s: float = 3600.0
+    save_budget_share: float = 0.01
+    compute: str = "auto"
+    num_micro_batch_images: int | None = None  # None: the whole batch at once
+    num_threads: int | None = None  # None: one for each core
+    bad_labels: str = "refuse"
+    num_tries: int = 3
+
+    @property
+    def cadence(self) -> SaveCadence:
+        """When saves are due, with the assumptions that `auto` rests on."""
+        if isinstance(self.save_every, Auto):
+            return Auto(mtbf_s=self.mtbf_s, budget_share=self.save_budget_share)
+        return self.save_every
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"version": self.VERSION, "arguments": dict(self.arguments), "ours": dict(self.ours)}
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any]) -> RunSpec:
+        if set(raw) != {"version", "arguments", "ours"} or raw["version"] != cls.VERSION:
+            raise UserError(
+                f"not a version {cls.VERSION} run spec: version {raw.get('version')!r}, keys {sorted(raw)}",
+                remedy="resume with the steadyolo version that started this run",
+            )
+        return make_spec(raw["arguments"], raw["ours"])
+
+    def changed(self, arguments: Mapping[str, Any], ours: Mapping[str, str]) -> RunSpec:
+        """This spec with some values replaced; validated again."""
+        return make_spec({**self.arguments, **arguments}, {**self.ours, **ours})
+
+
+def _whole(least: int) -> Callable[[str, str], int]:
+    def parse(name: str, text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = least - 1
+        if value < least:
+            raise UserError(f"{name} is {text!r}", remedy=f"use a whole number of at least {least}")
+        return value
+
+    return parse
+
+
+def _share(name: str, text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0.0 < value < 1.0:
+        raise UserError(f"{name} is {text!r}", remedy="use a share between 0 and 1, exclusive; 0.01 is one per cent")
+    return value
+
+
+def _one_of(*choices: str) -> Callable[[str, str], str]:
+    def parse(name: str, text: str) -> str:
+        if text.lower() not in choices:
+            raise UserError(f"{name} is {text!r}", remedy=f"use one of {', '.join(choices)}")
+        return text.lower()
+
+    return parse
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One of our dotted arguments: the field of `RunSpec` that it sets, how it is read, and a line of help."""
+
+    field: str
+    parse: Callable[[str, str], Any]
+    help: str
+
+
+OURS: dict[str, Setting] = {
+    "save.every": Setting("save_every", lambda _, text: parse_cadence(text), "auto | 30s | 5min | 200steps"),
+    "save.keep_last": Setting("num_keep_last", _whole(1), "newest checkpoints kept; the best one is kept beside them"),
+    "save.mtbf": Setting("mtbf_s", lambda _, text: parse_duration_s(text), "assumed time between failures (auto)"),
+    "save.budget_share": Setting("save_budget_share", _share, "largest share of training time spent on saves (auto)"),
+    "precision.compute": Setting("compute", _one_of("auto", "fp32", "bf16", "fp16"), "auto | fp32 | bf16 | fp16"),
+    "cpu.threads": Setting("num_threads", _whole(1), "threads that compute on a CPU; as many as cores unless given"),
+    "memory.micro_batch": Setting("num_micro_batch_images", _whole(1), "images in one forward/backward"),
+    "data.bad_labels": Setting("bad_labels", _one_of("refuse", "skip"), "refuse | skip images with bad labels"),
+    "recovery.tries": Setting("num_tries", _whole(1), "times a run goes back after a loss that is not finite"),
+}
+
+
+def make_spec(arguments: Mapping[str, Any], ours: Mapping[str, Any]) -> RunSpec:
+    """A validated spec. Raises `UserError` naming the nearest known name for one of ours that is unknown."""
+    spec = RunSpec(arguments=dict(arguments), ours={name: str(value) for name, value in ours.items()})
+    for name, text in spec.ours.items():
+        if name not in OURS:
+            raise unknown_argument(name, OURS)
+        spec = replace(spec, **{OURS[name].field: OURS[name].parse(name, text)})
+    return spec
+
+
+def unknown_argument(name: str, known: Iterable[str]) -> UserError:
+    """The error for an argument nobody knows, with the nearest ones that exist."""
+    near = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
+    remedy = f"did you mean {' or '.join(near)}?" if near else "see `steadyolo train --help` for the arguments there are"
+    return UserError(f"unknown argument {name!r}", remedy=remedy)
+
+
+def parse_pairs(pairs: Iterable[str], known: Iterable[str]) -> tuple[dict[str, Any], dict[str, str]]:
+    """Split `key=value` words into Ultralytics' arguments (typed) and ours (text, dotted names).
+
+    Raises: UserError for a word without `=`, a key given twice with different values, or a key that neither knows.
+    """
+    known = set(known)
+    arguments: dict[str, Any] = {}
+    ours: dict[str, str] = {}
+    for pair in pairs:
+        name, equals, text = pair.partition("=")
+        name = name.strip().lstrip("-")
+        if not equals or not name:
+            raise UserError(f"{pair!r} is not key=value", remedy=f"write it as {pair.strip('-= ') or 'epochs'}=VALUE")
+        target: dict[str, Any] = ours if "." in name else arguments
+        value = text.strip() if "." in name else literal(text)
+        if name not in known | OURS.keys():
+            raise unknown_argument(name, known | OURS.keys())
+        if name in target and target[name] != value:
+            raise UserError(f"{name} is given twice: {target[name]!r} and {value!r}", remedy=f"give {name} once")
+        target[name] = value
+    return arguments, ours
+
+
+def literal(text: str) -> Any:
+    """The value that a command-line word stands for: none, a boolean, a Python literal, or the text itself."""
+    text = text.strip()
+    words = {"none": None, "true": True, "false": False}
+    if text.lower() in words:
+        return words[text.lower()]
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text

@@ -1,0 +1,1 @@
+"""Faults to test with: disks that fail, die or lose what was never made durable."""
