@@ -33,7 +33,7 @@ CHILDREN.set_forkserver_preload(["__main__", "steadyolo.vault.writer", "safetens
 
 
 def snapshot(step: int) -> Snapshot:
-    """A run's state after `step` steps: every byte of it depends on `step`. One tensor is big enough for its own write."""
+    """A run's state after `step` steps, all of which depends on `step`. One tensor is big enough for its own write."""
     state = RunState(
         step=step,
         cursor=Cursor(epoch=0, batch=step),
@@ -85,7 +85,7 @@ def is_same(one: Snapshot, other: Snapshot) -> bool:
 
 
 def flaws(run: Path, acknowledged: Iterable[str]) -> list[str]:
-    """Everything that is wrong with a run's checkpoints when all of `acknowledged` must be there. Empty when all is well."""
+    """All that is wrong with a run's checkpoints when all of `acknowledged` must be there. Empty when all is well."""
     wanted = sorted(acknowledged)
     checkpoints = Checkpoints(run / "checkpoints", writer_id="reader")
     committed = checkpoints.committed()
@@ -160,7 +160,7 @@ def save_three(run: Path, disk: Disk, calls: WatchedCalls, acknowledge: Callable
 
 
 def crash_points() -> tuple[str, ...]:
-    """Every system call of one save, from its first export to the removal of an old checkpoint, and the middle of writes."""
+    """Every system call of one save, from its first export to the removal of an old one, and the middle of writes."""
     calls = WatchedCalls()
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
@@ -281,7 +281,7 @@ def main() -> None:
     saving, found = fill_up(protected, LocalDisk())
     _, control = fill_up(hopeful, HopefulDisk())
     is_newest_kept = saving.acknowledged[-1] > saving.failed[0][0] if saving.failed else False
-    print(
+    sys.stdout.write(
         repr(
             {
                 "num_acknowledged": len(saving.acknowledged),

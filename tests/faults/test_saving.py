@@ -1,7 +1,7 @@
 """Saving under faults: nothing acknowledged is lost, nothing broken is loaded, and training is never stopped by a disk.
 
-Each test proves that its fault happened. The test next to it, named `..._is_needed`, shows that the same check fails once the
-protection is taken away.
+Each test proves that its fault happened. The test next to it, named `..._needed`, shows that the same check fails once
+the protection is taken away.
 """
 
 from __future__ import annotations

@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pydantic
 import pytest
 import yaml
 
@@ -37,7 +36,7 @@ def config_types() -> Iterator[type]:
         for value in vars(module).values():
             if not isinstance(value, type) or value.__module__ != module.__name__:
                 continue
-            if dataclasses.is_dataclass(value) or issubclass(value, pydantic.BaseModel):
+            if dataclasses.is_dataclass(value):
                 yield value
 
 

@@ -1,4 +1,131 @@
-"""placeholder"""
+"""`steadyolo demo`: the promises, shown on this machine in a few minutes."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from steadyolo.errors import SteadyError, UserError
+
+_SIDE_PX = 224
+_EPOCHS = 8
+_KILLED_AT = (_EPOCHS // 2, 3)  # epoch and batch, counted from 0
+_ARGUMENTS = (
+    "model=yolov8n.yaml",
+    f"imgsz={_SIDE_PX}",
+    f"epochs={_EPOCHS}",
+    "batch=16",
+    "nbs=16",
+    "optimizer=AdamW",
+    "lr0=0.002",
+    "warmup_epochs=1",
+    "close_mosaic=2",
+    "patience=0",
+    "device=cpu",
+    "save.every=5s",
+)
 
 
-def demo() -> None: ...
+def demo(
+    folder: Annotated[Path, typer.Option(help="where everything goes; a former demo there is replaced")] = Path("demo"),
+) -> None:
+    """Show everything on a built-in data set of circuit boards: train, kill, resume, compare, detect.
+
+    Example: `steadyolo demo --folder /tmp/demo`
+    """
+    from steadyolo.adapters.ultralytics.predict import draw_detections
+    from steadyolo.data.boards import write_boards
+    from steadyolo.vault.identity import run_identity
+
+    console = Console()
+    started_s = time.monotonic()
+    folder = folder.absolute()
+    _clear(folder)
+    console.rule("1. circuit boards with six kinds of defects")
+    data = write_boards(folder / "boards", num_train=160, num_val=32, size_px=(_SIDE_PX, _SIDE_PX * 3 // 4))
+    console.print(f"160 boards to learn from and 32 to judge by, in {folder / 'boards'}")
+    arguments = [f"data={data}", f"project={folder / 'runs'}", *_ARGUMENTS]
+
+    console.rule("2. a run that nothing interrupts")
+    _finish(_start("train", *arguments, "name=uninterrupted", "plots=False"))
+
+    console.rule("3. the same run, killed with SIGKILL in the middle of an epoch")
+    killed = folder / "runs" / "killed"
+    process = _start("train", *arguments, "name=killed", "plots=False", own_group=True)
+    at = _kill_at(process, killed / "steadyolo" / "events.jsonl")
+    console.print(
+        f"killed (SIGKILL) at epoch {at[0] + 1}, batch {at[1] + 1}: no handler ran, nothing was saved on the way"
+    )
+
+    console.rule("4. steadyolo resume")
+    _finish(_start("resume", str(killed)))
+
+    console.rule("5. are the two runs the same?")
+    whole, resumed = run_identity(folder / "runs" / "uninterrupted"), run_identity(killed)
+    table = Table("", "uninterrupted", "killed and resumed", "")
+    for name in whole:
+        same = whole[name] == resumed.get(name)
+        table.add_row(name, whole[name][:22], resumed.get(name, "")[:22], "equal" if same else "DIFFERENT")
+    console.print(table)
+    if whole != resumed:
+        raise SteadyError(
+            "the resumed run is not the uninterrupted one", remedy=f"report this with the folder {folder}"
+        )
+    console.print("byte-identical: weights, EMA, optimizer and metrics")
+
+    console.rule("6. what the weights find")
+    board = sorted((folder / "boards" / "images" / "val").glob("*.jpg"))[0]
+    picture = folder / "detections.jpg"
+    count = draw_detections(killed / "weights" / "best.pt", board, picture, side_px=_SIDE_PX, confidence=0.15)
+    console.print(f"{count} defects found on {board.name}, drawn in {picture}")
+    console.print(f"done in {time.monotonic() - started_s:.0f} s; the runs are in {folder / 'runs'}")
+
+
+def _clear(folder: Path) -> None:
+    """Remove a former demo; refuse a folder that holds anything else."""
+    mark = folder / ".steadyolo-demo"
+    if folder.exists() and any(folder.iterdir()) and not mark.exists():
+        raise UserError(f"{folder} holds other things", remedy="give an empty or new folder: --folder PATH")
+    if folder.exists():
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True)
+    mark.touch()
+
+
+def _start(*words: str, own_group: bool = False) -> subprocess.Popen[bytes]:
+    return subprocess.Popen([sys.executable, "-m", "steadyolo.cli.main", *words], start_new_session=own_group)
+
+
+def _finish(process: subprocess.Popen[bytes]) -> None:
+    code = process.wait()
+    if code:
+        raise SteadyError(f"the run ended with exit code {code}", remedy="its last lines above say why")
+
+
+def _kill_at(process: subprocess.Popen[bytes], log: Path) -> tuple[int, int]:
+    """Kill the process group once the run has passed the chosen batch; returns where it was."""
+    while process.poll() is None:
+        at = _newest_batch(log)
+        if at is not None and at >= _KILLED_AT:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            return at
+        time.sleep(0.05)
+    raise SteadyError("the run ended before it could be killed", remedy="its last lines above say why")
+
+
+def _newest_batch(log: Path) -> tuple[int, int] | None:
+    from steadyolo.events import read_events
+
+    steps = list(read_events(log, kinds={"step_done"})) if log.is_file() else []
+    return (int(steps[-1]["epoch"]), int(steps[-1]["batch"])) if steps else None

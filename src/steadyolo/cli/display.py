@@ -35,7 +35,7 @@ from steadyolo.events import (
     StepDone,
 )
 
-REFRESHES_PER_SECOND = 2.0  # each costs a few milliseconds of the cores that train
+REFRESHES_PER_SECOND = 2.0  # each costs about a millisecond of a core that trains
 
 
 class Display:
@@ -192,7 +192,7 @@ class Display:
 
 
 def _standard_output() -> Console:
-    # FORCE_COLOR, which build servers set, makes a terminal of any file for rich: colours are welcome there, a view is not.
+    # FORCE_COLOR, which build servers set, makes a terminal of any file for rich: colours are welcome there, no view.
     return Console(force_interactive=None if sys.stdout.isatty() else False)
 
 

@@ -22,8 +22,8 @@ def resume(
 
     Example: `steadyolo resume runs/detect/train`, `steadyolo resume runs/detect/train epochs=200 allow=dataset`
 
-    What changes the mathematics of the run is refused. `allow=dataset,versions` goes on although the data or the packages
-    are not those the run was made with.
+    What changes the mathematics of the run is refused. `allow=dataset,versions` goes on although the data or the
+    packages are not those the run was made with.
     """
     from steadyolo.adapters.ultralytics.arguments import known_arguments
 

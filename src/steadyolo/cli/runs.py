@@ -79,7 +79,10 @@ def show_run(
     Example: `steadyolo runs show runs/detect/train --verify --json`
     """
     if not is_run(run):
-        raise UserError(f"{run} is not a run of steadyolo", remedy="`steadyolo runs ls FOLDER` lists those there are")
+        raise UserError(
+            f"{run} is not a run of steadyolo",
+            remedy="name a run folder; `steadyolo runs ls FOLDER` lists those there are",
+        )
     console = _console()
     with console.status("reading the checkpoints") if verify and not as_json else nullcontext():
         checkpoints = list(describe_checkpoints(run, verify=verify))

@@ -25,7 +25,9 @@ def train(
 
     arguments, ours = parse_pairs(pairs or [], known_arguments())
     if not arguments and not ours:
-        raise UserError("nothing is given to train", remedy="steadyolo train data=pcb.yaml model=yolo11n.pt epochs=100")
+        raise UserError(
+            "nothing is given to train", remedy="run steadyolo train data=pcb.yaml model=yolo11n.pt epochs=100"
+        )
     arguments = {**arguments, "task": arguments.get("task") or _task_of(arguments), "mode": "train"}
     start(arguments, ours)
 

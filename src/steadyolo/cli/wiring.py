@@ -11,7 +11,6 @@ if TYPE_CHECKING:
 def wired_trainer() -> type[SteadyTrainer]:
     """`SteadyTrainer` with the progress display watching its runs."""
     from steadyolo.adapters.ultralytics.trainer import SteadyTrainer
-
     from steadyolo.cli.display import Display
 
     if Display not in SteadyTrainer.watchers:

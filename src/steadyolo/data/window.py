@@ -17,8 +17,8 @@ _NUM_LOCKS = 16  # two workers rarely want the same stripe at once, and a stripe
 class DecodedWindow:
     """A ring of decoded images, one slot for each position of the sample stream, tagged with the dataset index.
 
-    With `shared` the ring lies in shared memory and serves all loader workers forked afterwards; an image that is larger
-    than a slot is then not kept. Without it, slots simply hold the arrays.
+    With `shared` the ring lies in shared memory and serves all loader workers forked afterwards; an image that is
+    larger than a slot is then not kept. Without it, slots simply hold the arrays.
     """
 
     def __init__(self, num_slots: int, *, max_image_bytes: int = 0, shared: bool = False) -> None:

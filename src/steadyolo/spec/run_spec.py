@@ -122,7 +122,9 @@ def make_spec(arguments: Mapping[str, Any], ours: Mapping[str, Any]) -> RunSpec:
 def unknown_argument(name: str, known: Iterable[str]) -> UserError:
     """The error for an argument nobody knows, with the nearest ones that exist."""
     near = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
-    remedy = f"did you mean {' or '.join(near)}?" if near else "see `steadyolo train --help` for the arguments there are"
+    remedy = (
+        f"did you mean {' or '.join(near)}?" if near else "see `steadyolo train --help` for the arguments there are"
+    )
     return UserError(f"unknown argument {name!r}", remedy=remedy)
 
 

@@ -1,8 +1,8 @@
 """What a disk may hold after a loss of power, worked out from the system calls that were made before it.
 
-The model is harsher than real file systems are. What was written to a file since its last fsync may be missing, cut short or
-zeroed. Each change of a folder since that folder's last fsync may or may not have happened, in any combination; a rename
-within a folder happens whole or not at all.
+The model is harsher than real file systems are. What was written to a file since its last fsync may be missing, cut
+short or zeroed. Each change of a folder since that folder's last fsync may or may not have happened, in any
+combination; a rename within a folder happens whole or not at all.
 """
 
 from __future__ import annotations

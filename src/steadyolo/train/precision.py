@@ -38,11 +38,9 @@ def choose_precision(
     `amp_given` tells an asked-for `amp=True` from Ultralytics' default. Raises: UserError where the two contradict each
     other or the device cannot do what was asked.
     """
-    by_amp = {False: "fp32", "fp32": "fp32", "bf16": "bf16", "fp16": "fp16"}.get(amp)  # type: ignore[arg-type]
+    by_amp = {False: "fp32", "fp32": "fp32", "bf16": "bf16", "fp16": "fp16"}.get(amp)
     if asked != "auto" and by_amp is not None and amp_given and by_amp != asked:
-        raise UserError(
-            f"amp={amp} and precision.compute={asked} contradict each other", remedy="give one of them"
-        )
+        raise UserError(f"amp={amp} and precision.compute={asked} contradict each other", remedy="give one of them")
     compute = asked if asked != "auto" else by_amp
     if device.type == "cuda":
         compute = compute or "fp16"

@@ -76,7 +76,7 @@ class Stepper:
         if len(parts) == 1:
             part = self._loss(parts[0])
             loss = torch.stack([branch.total for branch in part.branches.values()]).sum()
-            self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+            self._scaler.scale(loss).backward()
             return BatchOutcome(loss.detach(), part.items, torch.isfinite(loss.detach()))
         return self._accumulate_parts(parts)
 
@@ -91,12 +91,12 @@ class Stepper:
         for piece in parts:
             part = self._loss(piece)
             summed = {name: b.total * (b.normaliser / b.scale) for name, b in part.branches.items()}
-            self._scaler.scale(torch.stack(list(summed.values())).sum()).backward()  # type: ignore[no-untyped-call]
+            self._scaler.scale(torch.stack(list(summed.values())).sum()).backward()
             for name, branch in part.branches.items():
                 sums[name] = sums.get(name, 0.0) + branch.normaliser
                 losses[name] = losses.get(name, 0.0) + summed[name].detach()
                 scales[name] = scales.get(name, 0.0) + branch.scale if branch.scale != 1.0 else 1.0
-            weight = next(reversed(part.branches.values())).normaliser  # items are the last branch's
+            weight = list(part.branches.values())[-1].normaliser  # items are the last branch's
             for name, item in part.items.items():
                 items[name] = items.get(name, 0.0) + item * weight
         factors = {name: scales[name] / sums[name] for name in sums}
@@ -119,14 +119,14 @@ class Stepper:
         cast = torch.autocast(images.device.type, dtype=dtype) if dtype is not None else contextlib.nullcontext()
         with cast:
             preds = self.model(images)
-        # The loss is computed in fp32: its sums over anchors and its box arithmetic lose digits in bf16 and overflow in fp16.
+        # The loss is computed in fp32: its sums over anchors lose digits in bf16 and overflow in fp16.
         return self._criterion(_to_float(preds) if dtype is not None else preds, batch)
 
     def update(self) -> Tensor:
         """Clip and apply what has been accumulated, and clear it. Returns, on the device, whether it was finite.
 
-        A gradient that is not finite is not applied. With a gradient scaler, overflow is the scaler's business: it skips
-        the step and shrinks its scale, so it is reported as finite.
+        A gradient that is not finite is not applied. With a gradient scaler, overflow is the scaler's business: it
+        skips the step and shrinks its scale, so it is reported as finite.
         """
         self._scaler.unscale_(self.optimizer)
         norm = torch.nn.utils.clip_grad_norm_([p for _, p in self._parameters], self._max_gradient_norm, foreach=True)
@@ -136,7 +136,8 @@ class Stepper:
             self._scaler.update()
             finite = torch.ones_like(finite)
         elif getattr(self.optimizer, "_step_supports_amp_scaling", False):
-            self.optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]  # fused kernels skip on the device
+            # Fused kernels skip the update on the device, without asking the host.
+            self.optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
             self.optimizer.grad_scale = None  # type: ignore[attr-defined]
             self.optimizer.step()
         elif bool(finite):

@@ -25,6 +25,7 @@ TENSORS = ".safetensors"
 
 _NAME = re.compile(r"step-\d{8}\.\d{8}")
 _LEFTOVER = re.compile(_NAME.pattern + r"\.(partial|deleted)-(?P<writer_id>.+)")
+_COMPANION = re.compile(r"\w[\w.-]*")
 _USE_OLDER = "use an older checkpoint; `resume` does so by itself"
 
 
@@ -275,10 +276,10 @@ class Checkpoints:
 def _contents(snapshot: Snapshot) -> Iterator[tuple[str, Iterable[memoryview | bytes]]]:
     """Name and bytes of every file of a checkpoint except the manifest."""
     for name in snapshot.files:
-        if name in {STATE, MANIFEST} or name.endswith(TENSORS) or PurePath(name).name != name:
+        if name in {STATE, MANIFEST} or name.endswith(TENSORS) or not _COMPANION.fullmatch(name):
             raise UserError(
                 f"companion file {name!r} of checkpoint {snapshot.name}",
-                remedy=f"use a plain file name other than {STATE}, {MANIFEST} and *{TENSORS}",
+                remedy=f"use a file name of letters, digits, _ . and -, other than {STATE}, {MANIFEST} and *{TENSORS}",
             )
     for group, tensors in snapshot.tensors.items():
         yield group + TENSORS, encode(tensors)

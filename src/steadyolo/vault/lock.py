@@ -7,6 +7,7 @@ import fcntl
 import json
 import os
 import socket
+import time
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -35,7 +36,7 @@ class RunLock:
         except OSError as error:
             raise _unusable(error) from error
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(fd)
         except OSError as error:
             os.close(fd)
             if error.errno in {errno.EWOULDBLOCK, errno.EACCES}:
@@ -80,6 +81,19 @@ class RunLock:
         except (OSError, ValueError, KeyError, TypeError):
             who, stop = "another process", "stop that process or wait for its end"
         return UserError(f"{self._path.parent} is in use by {who}", remedy=f"{stop}; then try again")
+
+
+def _lock(fd: int) -> None:
+    """Lock at once, or after the moment that `steadyolo runs ls` takes to look. Raises: OSError while it is held."""
+    for wait_s in (0.02, 0.1, None):
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            if wait_s is None:
+                raise
+            time.sleep(wait_s)
+        else:
+            return
 
 
 def _unusable(error: OSError) -> UserError:

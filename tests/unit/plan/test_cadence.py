@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 
 from steadyolo.errors import UserError
-from steadyolo.plan.cadence import Auto, EverySeconds, EverySteps, SaveCadence, is_due, parse_cadence, plan_interval_s
+from steadyolo.plan.cadence import is_due, plan_interval_s
+from steadyolo.spec.cadence import Auto, EverySeconds, EverySteps, SaveCadence
 
 
 @pytest.mark.parametrize(
@@ -45,24 +46,3 @@ def test_due(
     cadence: SaveCadence, since_try_s: float, steps_since_try: int, cost_s: float | None, expected: bool
 ) -> None:
     assert is_due(cadence, since_try_s=since_try_s, steps_since_try=steps_since_try, cost_s=cost_s) is expected
-
-
-@pytest.mark.parametrize(
-    ("text", "cadence"),
-    [("auto", Auto()), ("30s", EverySeconds(30)), ("0.5s", EverySeconds(0.5)), ("200steps", EverySteps(200)),
-     ("1step", EverySteps(1))],
-)  # fmt: skip
-def test_parsing(text: str, cadence: SaveCadence) -> None:
-    assert parse_cadence(text) == cadence
-
-
-@pytest.mark.parametrize("text", ["", "30", "-1s", "0s", "0steps", "1.5steps", "often"])
-def test_what_is_no_cadence(text: str) -> None:
-    with pytest.raises(UserError, match=r"save\.every"):
-        parse_cadence(text)
-
-
-@pytest.mark.parametrize("values", [{"mtbf_s": 0}, {"budget_share": 0}, {"budget_share": 1.1}, {"first_s": -1}])
-def test_auto_refuses_nonsense(values: dict[str, float]) -> None:
-    with pytest.raises(UserError, match="save cadence"):
-        Auto(**values)

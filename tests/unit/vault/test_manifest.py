@@ -41,14 +41,14 @@ def test_every_flipped_bit_is_found() -> None:
         for bit in range(8):
             bad = bytearray(good)
             bad[offset] ^= 1 << bit
-            with pytest.raises(DataLoss, match="manifest.json is damaged"):
+            with pytest.raises(DataLoss, match=r"manifest\.json is damaged"):
                 Manifest.from_json(bytes(bad))
 
 
 def test_every_cut_is_found() -> None:
     good = MANIFEST.to_json()
     for size in range(len(good)):
-        with pytest.raises(DataLoss, match="manifest.json is damaged"):
+        with pytest.raises(DataLoss, match=r"manifest\.json is damaged"):
             Manifest.from_json(good[:size])
 
 

@@ -51,8 +51,9 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
     try:
         get_cfg(overrides=values)
     except (TypeError, ValueError, SyntaxError) as error:
-        raise UserError(str(error).strip(), remedy="correct this argument; Ultralytics' documentation lists its values")\
-            from None
+        raise UserError(
+            str(error).strip(), remedy="correct this argument; Ultralytics' documentation lists its values"
+        ) from None
 
 
 def _refuse_contradictions(values: Mapping[str, Any]) -> None:
@@ -67,7 +68,9 @@ def _refuse_contradictions(values: Mapping[str, Any]) -> None:
     if values.get("resume"):
         raise UserError("resume=... is not how a run goes on", remedy="use `steadyolo resume RUN`")
     if values.get("save") is False:
-        raise UserError("save=False contradicts a run that must survive", remedy="leave it out; save.every=1h saves rarely")
+        raise UserError(
+            "save=False contradicts a run that must survive", remedy="leave it out; save.every=1h saves rarely"
+        )
     if values.get("distill_model") or values.get("quantize") not in (None, 32, "fp32"):
         raise UserError(
             "distill_model and quantize are not supported in training here", remedy="train such a run with Ultralytics"
@@ -90,6 +93,6 @@ def check_changes(arguments: Mapping[str, Any]) -> None:
         if name not in MAY_CHANGE:
             raise UserError(
                 f"{name} cannot change in a run that goes on",
-                remedy=f"resume without it, or start a new run from weights/last.pt; {', '.join(sorted(MAY_CHANGE))} may "
-                "change",
+                remedy=f"resume without it, or start a new run from weights/last.pt; {', '.join(sorted(MAY_CHANGE))} "
+                "may change",
             )

@@ -33,6 +33,7 @@ def unusable(before: list[str], dataset: Any) -> dict[str, str]:
 
 
 def is_label_problem(reason: str) -> bool:
+    """True when a reason that Ultralytics' scan gave is about the label file, not the image."""
     return reason.lower().startswith(_LABEL_PROBLEMS)
 
 
@@ -48,6 +49,7 @@ def sixteen_bit(files: list[str]) -> dict[str, str]:
 
 
 def refuse_labels(problems: dict[str, str]) -> UserError:
+    """The error for labels that cannot be used."""
     return UserError(
         f"{len(problems)} images have labels that cannot be used:\n{listed(problems)}",
         remedy="correct these label files, or pass data.bad_labels=skip to train without those images",
@@ -55,6 +57,7 @@ def refuse_labels(problems: dict[str, str]) -> UserError:
 
 
 def listed(problems: dict[str, str]) -> str:
+    """The first problems, a line each, and how many more there are."""
     lines = [f"    {file}: {why}" for file, why in list(problems.items())[:_NUM_LISTED]]
     return "\n".join([*lines, f"    and {len(problems) - _NUM_LISTED} more"] if len(problems) > _NUM_LISTED else lines)
 
@@ -70,7 +73,7 @@ def translated(data: Any) -> Iterator[None]:
         text = " ".join(str(error).replace("❌", "").replace("⚠️", "").split())
         raise UserError(
             f"the data {data} cannot be used: {text}",
-            remedy="check that it exists, that it names train, val and names, and that both splits hold images with labels",
+            remedy="check that it exists and names train, val and names, and that both splits hold labelled images",
         ) from error
 
 

@@ -58,7 +58,7 @@ class Criterion:
         self._sums[id(assigner)] = output[2].sum().clamp(min=1)  # as the losses themselves do
 
     def after_epochs(self, num_closed: int) -> None:
-        """Put a criterion that changes from epoch to epoch (one-to-many against one-to-one) where `num_closed` had it."""
+        """Put a criterion that changes from epoch to epoch (end-to-end heads) where `num_closed` epochs had it."""
         if hasattr(self._criterion, "updates") and num_closed:
             self._criterion.updates = num_closed - 1
             self._criterion.update()

@@ -1,8 +1,8 @@
 """Ultralytics' datasets with every draw keyed by (seed, epoch, index) instead of a generator's history.
 
 Written against ultralytics 8.4.190. What is worked around, and may go when upstream changes:
-- the mosaic buffer (`dataset.buffer`) depends on what a worker process loaded before; here it is the sample's own window
-  of the epoch's order, and the decoded images of that window are kept in a `DecodedWindow`;
+- the mosaic buffer (`dataset.buffer`) depends on what a worker process loaded before; here it is the sample's own
+  window of the epoch's order, and the decoded images of that window are kept in a `DecodedWindow`;
 - `close_mosaic` rebuilds transforms and resets the loader in mid-run; here each sample knows its epoch.
 """
 
@@ -50,7 +50,7 @@ class KeyedDataset(YOLODataset):  # type: ignore[misc]  # upstream is untyped
         return labels
 
     def keyed(self, order: SampleOrder, *, window: DecodedWindow, first_closed_epoch: int | None, hyp: Any) -> None:
-        """Bind to an order. From `first_closed_epoch` on, samples are made without mosaic, mixup, cutmix, copy-paste."""
+        """Bind to an order. From `first_closed_epoch` on, samples are made without mosaic and what goes with it."""
         self._order, self._window, self._first_closed_epoch = order, window, first_closed_epoch
         self._position = 0
         self._slots: dict[int, int] = {}

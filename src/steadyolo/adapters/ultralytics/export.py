@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping
 from copy import deepcopy
 from datetime import datetime
 from pathlib import Path
@@ -23,7 +24,7 @@ class WeightExporter:
     Used in the writer's thread. Holds one fp16 copy of the model, into which each snapshot's EMA is copied.
     """
 
-    def __init__(self, ema: nn.Module, folder: Path, *, train_args: dict[str, Any], save_period: int) -> None:
+    def __init__(self, ema: nn.Module, folder: Path, *, train_args: Mapping[str, Any], save_period: int) -> None:
         ema_criterion = getattr(ema, "criterion", None)
         ema.criterion = None  # type: ignore[assignment]  # holds hooks and hyperparameters that no weights file needs
         self._module = deepcopy(ema).half().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]

@@ -79,7 +79,7 @@ class UltralyticsRun:
         model = self._model
         self._criterion = Criterion(model)
         self._parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        self._names = {p: name for name, p in self._parameters.items()}
+        self._names: dict[torch.Tensor, str] = {p: name for name, p in self._parameters.items()}
         micro = trainer.spec.num_micro_batch_images or trainer.batch_size
         self._stepper = Stepper(
             trainer.model,
@@ -115,7 +115,9 @@ class UltralyticsRun:
         return state.epochs_closed >= self._trainer.epochs or state.ledger.stop or late or bool(self._trainer.stop)
 
     def is_trained(self, state: RunState) -> bool:
-        return state.cursor.batch >= self._num_batches
+        # A callback that sets `stop` ends the epoch where it is; the epoch is still scored and saved, as upstream does.
+        cut = bool(self._trainer.stop) and state.cursor.batch > 0
+        return cut or state.cursor.batch >= self._num_batches
 
     def is_stopping(self) -> bool:
         return self._stop.acknowledged()
@@ -217,7 +219,8 @@ class UltralyticsRun:
     def _show(self, state: RunState, cursor: Cursor, batch: dict[str, Any]) -> None:
         now = time.monotonic()
         self._num_unshown_images += batch["img"].shape[0]
-        if self._trainer.device.type != "cpu" and now - self._shown_s < _SHOW_EVERY_S:
+        is_last = cursor.batch + 1 == self._num_batches
+        if self._trainer.device.type != "cpu" and now - self._shown_s < _SHOW_EVERY_S and not is_last:
             return
         seconds, self._shown_s = now - self._shown_s, now
         num_images, self._num_unshown_images = self._num_unshown_images, 0
@@ -340,18 +343,20 @@ class UltralyticsRun:
         state = replace(
             state, loss_means=means, optimizer_groups=groups_to_json(trainer.optimizer), scaler=scaler or None
         )
-        tensors = self._copies.take(
-            {
-                "model": self._model.state_dict(),
-                "ema": trainer.ema.ema.state_dict(),
-                "optimizer": named_state(trainer.optimizer, self._names),
-                "gradients": gradients(self._model),
-            }
-        )
+        tensors = self._copies.take(self._tensors())
         name = checkpoint_name(step=state.step, tick=state.tick(self._num_batches))
         return Snapshot(
             name=name, state=state, tensors=tensors, made_from=self._made_from, files={"results.csv": self._csv}
         )
+
+    def _tensors(self) -> dict[str, dict[str, torch.Tensor]]:
+        trainer = self._trainer
+        return {
+            "model": self._model.state_dict(),
+            "ema": trainer.ema.ema.state_dict(),
+            "optimizer": named_state(trainer.optimizer, self._names),
+            "gradients": gradients(self._model),
+        }
 
     def drain(self) -> None:
         self._writer.drain(_DRAIN_S)
@@ -386,6 +391,7 @@ class UltralyticsRun:
             for i in range(state.pending_batches)
         )
         self._re_estimate_epochs(state) if state.epochs_closed else None
+        self._copies.release(self._copies.take(self._tensors()))  # pay for the buffers' first touch before training
         self._last_save_s, self._last_save_step = time.monotonic(), state.step
         self._clock_s = time.monotonic()
         return state
@@ -412,4 +418,3 @@ class UltralyticsRun:
         self._log.emit(
             events.NonFinite(epoch=at.epoch, batch=at.batch, what=fault.what, attempt=attempt, action=action)
         )
-

@@ -48,7 +48,7 @@ def restore_model(model: nn.Module, tensors: Mapping[str, Tensor], *, what: str)
     )
     if differing:
         raise UserError(
-            f"the checkpoint's {what} is not this model: {len(differing)} tensors differ, the first is {differing[0]!r}",
+            f"the checkpoint's {what} is not this model: {len(differing)} tensors differ, first {differing[0]!r}",
             remedy="resume with the model, the data's class names and the ultralytics version that the run began with",
         )
     with torch.no_grad():
@@ -70,7 +70,7 @@ def restore_optimizer(
         optimizer.state[parameter][key] = _like(tensor, parameter, optimizer)
     if len(groups) != len(optimizer.param_groups):
         raise UserError(
-            f"the checkpoint's optimizer has {len(groups)} parameter groups, this one has {len(optimizer.param_groups)}",
+            f"the checkpoint's optimizer has {len(groups)} parameter groups, not {len(optimizer.param_groups)}",
             remedy="resume with the optimizer that the run began with",
         )
     for group, saved in zip(optimizer.param_groups, groups, strict=True):

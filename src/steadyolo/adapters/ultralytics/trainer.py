@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import socket
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -29,16 +31,14 @@ from ultralytics.models.yolo.segment import SegmentationTrainer
 from ultralytics.utils import LOGGER, nms
 from ultralytics.utils.torch_utils import unwrap_model
 
-from steadyolo import __version__, events
+from steadyolo import events
 from steadyolo.adapters.ultralytics.arguments import check_arguments, check_changes
 from steadyolo.adapters.ultralytics.checked_data import (
     is_label_problem,
     listed,
     refuse_labels,
     resolve_yaml,
-    sixteen_bit,
     translated,
-    unusable,
 )
 from steadyolo.adapters.ultralytics.dataset import KeyedClassificationDataset, KeyedDataset
 from steadyolo.adapters.ultralytics.export import WeightExporter
@@ -48,7 +48,7 @@ from steadyolo.adapters.ultralytics.weights import check_weights
 from steadyolo.data.fingerprint import fingerprint
 from steadyolo.data.order import SampleOrder
 from steadyolo.data.window import DecodedWindow
-from steadyolo.errors import SteadyError, UserError
+from steadyolo.errors import DataLoss, SteadyError, UserError
 from steadyolo.spec.run_spec import RunSpec, make_spec
 from steadyolo.state.run_state import Ledger, RunState
 from steadyolo.state.snapshot import Snapshot
@@ -57,9 +57,11 @@ from steadyolo.train.precision import Precision, choose_precision
 from steadyolo.train.signals import EXIT_INTERRUPTED, StopRequest, exit_at_once
 from steadyolo.train.supervisor import supervise
 from steadyolo.vault.checkpoints import Checkpoints, Committed
+from steadyolo.vault.disk import ensure_folder
 from steadyolo.vault.files import replace_file
 from steadyolo.vault.lock import RunLock
 from steadyolo.vault.writer import BackgroundWriter
+from steadyolo.version import __version__
 
 OURS_FOLDER = "steadyolo"
 _GRACE_S = 20.0  # a stop must be over within 25 s; what is committed by then is what there is
@@ -77,26 +79,22 @@ class SteadyTrainer(BaseTrainer):  # type: ignore[misc]  # upstream is untyped
     watchers: ClassVar[list[Callable[[events.EventLog, Path], contextlib.AbstractContextManager[Any]]]] = []
 
     def __new__(cls, cfg: Any = DEFAULT_CFG, overrides: Any = None, _callbacks: Any = None) -> SteadyTrainer:
-        if cls is not SteadyTrainer:
-            return object.__new__(cls)
-        task = (overrides or {}).get("task") or "detect"
+        task = str((overrides or {}).get("task") or "detect")
         if task not in _BY_TASK:
             raise UserError(f"task={task} is not supported", remedy=f"use one of {', '.join(_BY_TASK)}")
-        return object.__new__(_BY_TASK[task])
+        made: SteadyTrainer = object.__new__(_BY_TASK[task] if cls is SteadyTrainer else cls)
+        return made
 
     def __init__(self, cfg: Any = DEFAULT_CFG, overrides: Any = None, _callbacks: Any = None) -> None:
         given = {name: value for name, value in (overrides or {}).items() if name != "session"}
         ours = {name: given.pop(name) for name in list(given) if "." in name}
         allowed = str(ours.pop("resume.allow", "")).replace(",", " ").split()
         resume = given.pop("resume", None)
-        self._start: Snapshot | None = None
+        self._start: Snapshot | None
         self._allowed = allowed
         self._problems: dict[str, str] = {}
         with _clear_disk_errors():
-            if resume:
-                self._open_existing(Path(resume), given, ours)
-            else:
-                self._open_new(given, ours)
+            self._start = self._open_existing(Path(resume), given, ours) if resume else self._open_new(given, ours)
             arguments = dict(self.spec.arguments)
             self._amp_given, self._num_workers = "amp" in arguments, arguments.get("workers")
             if self._start is not None:
@@ -111,6 +109,7 @@ class SteadyTrainer(BaseTrainer):  # type: ignore[misc]  # upstream is untyped
     # -- opening the run folder ------------------------------------------------------------------------------------
 
     def _open_new(self, given: dict[str, Any], ours: dict[str, Any]) -> None:
+        """Check the request, then take a folder of its own for the run."""
         self.spec = make_spec(given, ours)
         check_arguments(given)
         _check_weights_of(given)
@@ -122,11 +121,12 @@ class SteadyTrainer(BaseTrainer):  # type: ignore[misc]  # upstream is untyped
                 f"{self._folder} already holds a run with checkpoints",
                 remedy=f"go on with it: steadyolo resume {self._folder}; or choose another name=",
             )
-        own.mkdir(parents=True, exist_ok=True)
+        ensure_folder(own)
         self._lock = RunLock(own).acquire()
         replace_file(own / "spec.json", _json(self.spec.to_dict()))
 
-    def _open_existing(self, folder: Path, given: dict[str, Any], ours: dict[str, Any]) -> None:
+    def _open_existing(self, folder: Path, given: dict[str, Any], ours: dict[str, Any]) -> Snapshot | None:
+        """Take an existing run's folder; returns where it goes on, None for a run that was killed before its first save."""
         self._folder = folder.absolute()
         own = self._folder / OURS_FOLDER
         if not (own / "spec.json").is_file():
@@ -138,20 +138,24 @@ class SteadyTrainer(BaseTrainer):  # type: ignore[misc]  # upstream is untyped
         before = RunSpec.from_dict(json.loads((own / "spec.json").read_text()))
         internal = {"model", "task", "mode", "pretrained", "session"}  # set by `YOLO.train` itself
         changes = {
-            name: value
-            for name, value in given.items()
-            if before.arguments.get(name) != value and name not in internal
+            name: value for name, value in given.items() if before.arguments.get(name) != value and name not in internal
         }
         check_changes(changes)
         self.spec = before.changed(changes, {name: str(value) for name, value in ours.items()})
         checkpoints = Checkpoints(own / "checkpoints", writer_id=_writer_id())
         found = checkpoints.newest_verified()
         self._rejected = found.rejected
-        self._start = found.snapshot
+        if found.snapshot is None and found.rejected:
+            reasons = "".join(f"\n    {rejected.name}: {rejected.why}" for rejected in found.rejected)
+            raise DataLoss(
+                f"no checkpoint of {self._folder} can be used:{reasons}",
+                remedy="restore the folder from a copy; or start a new run from its weights/last.pt",
+            )
         if (own / "finished.json").is_file():
             self._refuse_finished(own)
-        if self._start is not None:
-            self._check_versions(self._start.made_from["versions"])
+        if found.snapshot is not None:
+            self._check_versions(found.snapshot.made_from["versions"])
+        return found.snapshot
 
     def _refuse_finished(self, own: Path) -> None:
         finished = json.loads((own / "finished.json").read_text())
@@ -211,9 +215,7 @@ class SteadyTrainer(BaseTrainer):  # type: ignore[misc]  # upstream is untyped
             shuffle=not (rect and bool((dataset.batch_shapes != dataset.batch_shapes[0]).any())),
         )
         self._bind(dataset, order)
-        return KeyedLoader(
-            dataset, order, num_workers=int(self.args.workers), pin_memory=self.device.type == "cuda"
-        )
+        return KeyedLoader(dataset, order, num_workers=int(self.args.workers), pin_memory=self.device.type == "cuda")
 
     def _make_dataset(self, img_path: str, mode: str, batch: int | None) -> Any:
         stride = max(int(unwrap_model(self.model).stride.max()), 32)
@@ -238,7 +240,7 @@ class SteadyTrainer(BaseTrainer):  # type: ignore[misc]  # upstream is untyped
         return dataset
 
     def _note_problems(self, problems: dict[str, str], num_left: int) -> None:
-        """Images that cannot be used: bad labels are refused unless asked otherwise, the rest is left out and listed."""
+        """Refuse bad labels unless asked otherwise; leave out and list what else cannot be used."""
         labels = {file: why for file, why in problems.items() if is_label_problem(why)}
         if labels and self.spec.bad_labels == "refuse":
             raise refuse_labels(labels)
@@ -280,16 +282,18 @@ class SteadyTrainer(BaseTrainer):  # type: ignore[misc]  # upstream is untyped
         stride = max(int(unwrap_model(self.model).stride.max()), 32)
         size = self.args.imgsz
         if not isinstance(size, int) or isinstance(size, bool) or size < stride or size % stride:
-            near = sorted({max(int(size) // stride, 1) * stride, -(-int(size) // stride) * stride}) if isinstance(
-                size, int | float
-            ) else [640]
+            near = (
+                sorted({max(int(size) // stride, 1) * stride, -(-int(size) // stride) * stride})
+                if isinstance(size, int | float)
+                else [640]
+            )
             raise UserError(
                 f"imgsz={size} is not a multiple of the model's stride {stride}",
                 remedy=f"use imgsz={' or imgsz='.join(str(n) for n in near)}",
             )
 
     def build_optimizer(self, model: Any, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
-        """Upstream's optimizer; on CUDA its fused form where there is one, so that a step needs no word from the host."""
+        """Upstream's optimizer; on CUDA in its fused form, so that a step needs no word from the host."""
         optimizer: torch.optim.Optimizer = super().build_optimizer(model, *args, **kwargs)
         if self.device.type == "cuda" and type(optimizer) is torch.optim.SGD:
             return torch.optim.SGD(optimizer.param_groups, lr=optimizer.defaults["lr"], fused=True)
@@ -407,7 +411,8 @@ class SteadyTrainer(BaseTrainer):  # type: ignore[misc]  # upstream is untyped
         )
         state = self._begin(run, writer, checkpoints, log)
         try:
-            state = supervise(run, state, num_tries=self.spec.num_tries)
+            with _quiet_upstream() if self.watchers else contextlib.nullcontext():
+                state = supervise(run, state, num_tries=self.spec.num_tries)
         finally:
             self.train_loader.close()
             writer.close(timeout_s=_GRACE_S)
@@ -430,7 +435,7 @@ class SteadyTrainer(BaseTrainer):  # type: ignore[misc]  # upstream is untyped
     def _begin(
         self, run: UltralyticsRun, writer: BackgroundWriter, checkpoints: Checkpoints, log: events.EventLog
     ) -> RunState:
-        """The state to start from, with everything in place. A new run's first state is committed before its first batch."""
+        """The state to start from, with everything in place. A new run's is committed before its first batch."""
         self.stop, self.plot_idx, self.epoch = False, [0, 1, 2], 0
         self.train_time_start = self.epoch_time_start = time.time()
         if self.args.close_mosaic:
@@ -439,11 +444,10 @@ class SteadyTrainer(BaseTrainer):  # type: ignore[misc]  # upstream is untyped
         self.optimizer.zero_grad()
         checkpoints.sweep()
         if self._start is not None:
-            state = run.restore(self._start)
-            state = self._reconsider_stop(state)
+            state = self._reconsider_stop(run.restore(self._start))
+            self._start = replace(self._start, tensors={})  # they are mapped from files that retention may delete
             for rejected in self._rejected:
                 log.emit(events.CheckpointRejected(name=rejected.name, why=rejected.why))
-                LOGGER.warning(f"checkpoint {rejected.name} is not used: {rejected.why}")
         else:
             state = RunState.fresh()
         log.emit(
@@ -505,8 +509,6 @@ class SteadyTrainer(BaseTrainer):  # type: ignore[misc]  # upstream is untyped
 
     def _reconsider_stop(self, state: RunState) -> RunState:
         """More patience than before takes an early stop back."""
-        from dataclasses import replace
-
         patience = int(self.args.patience or 0)
         since = state.epochs_closed - state.ledger.best_epoch
         return replace(state, ledger=replace(state.ledger, stop=bool(patience) and since >= patience))
@@ -534,7 +536,7 @@ class SteadyTrainer(BaseTrainer):  # type: ignore[misc]  # upstream is untyped
         }
 
     def _made_from(self, plan: dict[str, Any]) -> dict[str, Any]:
-        """The origin that each checkpoint carries. Raises: UserError when a resumed run's data is no longer the same."""
+        """The origin that each checkpoint carries. Raises: UserError when a resumed run's data has changed."""
         dataset = self.train_loader.dataset
         found = fingerprint(dataset.im_files, dataset.labels, self.data["names"])
         if self._start is not None:
@@ -542,13 +544,13 @@ class SteadyTrainer(BaseTrainer):  # type: ignore[misc]  # upstream is untyped
             if before["fingerprint"] != found and "dataset" not in self._allowed:
                 raise UserError(
                     f"the dataset {self.args.data} is not the one this run was made from: it had "
-                    f"{before['num_train_images']} images, now there are {len(dataset)}, or their labels or sizes differ",
+                    f"{before['num_train_images']} images, now it has {len(dataset)}, or labels or sizes differ",
                     remedy="put the data back as it was, or pass allow=dataset to go on with what is there",
                 )
             if plan["compute"] != self.precision.compute or plan["device"] != self.device.type:
                 LOGGER.warning(
-                    f"this run began in {plan['compute']} on {plan['device']}, and goes on in {self.precision.compute} on "
-                    f"{self.device.type}: not bit for bit"
+                    f"this run began in {plan['compute']} on {plan['device']}, and goes on in "
+                    f"{self.precision.compute} on {self.device.type}: not bit for bit"
                 )
         return {
             "spec": self.spec.to_dict(),
@@ -695,6 +697,17 @@ def _patient_nms() -> Iterator[None]:
         yield
     finally:
         nms.non_max_suppression = upstream
+
+
+@contextlib.contextmanager
+def _quiet_upstream() -> Iterator[None]:
+    """Silence upstream's bars and tables while a display of ours shows the same."""
+    level = LOGGER.level
+    LOGGER.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        LOGGER.setLevel(level)
 
 
 @contextlib.contextmanager

@@ -50,8 +50,8 @@ _MODULE_PACKAGES = ("torch.nn.modules.", "ultralytics.nn.", "ultralytics.utils."
 def check_weights(path: Path) -> None:
     """Raise `UserError` unless `path` is a checkpoint made of tensors, plain values and known model classes only.
 
-    The file's pickle is read with inert stand-ins for everything that it names, so that nothing in it runs; the tensors'
-    bytes are not read.
+    The file's pickle is read with inert stand-ins for everything that it names, so that nothing in it runs; the
+    tensors' bytes are not read.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -62,7 +62,7 @@ def check_weights(path: Path) -> None:
         inspector.load()
     except UserError:
         raise
-    except Exception as error:  # bytes from anywhere: whatever unpickling them raises, they are no checkpoint
+    except Exception as error:  # noqa: BLE001  # bytes from anywhere: whatever they raise, they are no checkpoint
         raise _not_weights(path, f"{type(error).__name__}: {error}") from None
     if inspector.refused:
         raise UserError(
