@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
-# Before Ultralytics is imported anywhere, children included: nothing of the user's is read or written, nothing is fetched.
+from tests.faults.uninterrupted import Reference
+
+# Before Ultralytics is imported anywhere, in children too: nothing of the user's is read or written, nothing fetched.
 _SETTINGS = tempfile.TemporaryDirectory(prefix="steadyolo-tests-")
 os.environ |= {"YOLO_CONFIG_DIR": _SETTINGS.name, "YOLO_OFFLINE": "true", "YOLO_AUTOINSTALL": "false"}
 
@@ -22,10 +24,11 @@ NUM_TRAIN, NUM_VAL = 14, 5  # with batches of 4: the last one of an epoch is sma
 
 @pytest.fixture(scope="session", autouse=True)
 def _children() -> None:
-    """Children are forked from a process that has everything imported: a start takes milliseconds instead of seconds."""
+    """Children are forked from a process that has everything imported: a start takes milliseconds, not seconds."""
     import multiprocessing
 
     wanted = ["__main__", "safetensors.torch", "steadyolo.vault.writer", "steadyolo.adapters.ultralytics.trainer"]
+    wanted += ["torch._inductor", "matplotlib.pyplot"]  # what a run imports only then: half of a start
     multiprocessing.get_context("forkserver").set_forkserver_preload(wanted)
 
 
@@ -38,7 +41,7 @@ def boards(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
     @cache
     def made(task: str) -> Path:
-        size_px = (48, 48) if task == "classify" else (128, 96)
+        size_px = (48, 48) if task == "classify" else (96, 96)
         return write_boards(folder / task, task=task, num_train=NUM_TRAIN, num_val=NUM_VAL, size_px=size_px, seed=3)
 
     return made
@@ -57,11 +60,21 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
         text = next((ROOT / "cfg" / "models").rglob(f"{name}.yaml")).read_text(encoding="utf-8")
         small, found = re.subn(r"(\n +n: \[[^,]+,)[^,]+,", r"\1 0.0625,", text)
         assert found == 1, f"{name}.yaml has no scale n"
+        if "reg_max:" not in small:
+            small = f"reg_max: 2\n{small}"  # boxes start out as small as a board's defects, so that they are matched
         path = folder / f"{name.replace(family, family + 'n')}.yaml"
         path.write_text(small, encoding="utf-8")
         return path
 
     return made
+
+
+@pytest.fixture(scope="session")
+def reference(
+    tmp_path_factory: pytest.TempPathFactory, boards: Callable[[str], Path], models: Callable[..., Path]
+) -> Reference:
+    """Starts small runs, and compares them with ones that nothing happened to."""
+    return Reference(tmp_path_factory.mktemp("uninterrupted"), boards, models)
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,30 +33,33 @@ Prepare = Callable[[], None]
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a child ended: its exit code (negative for a signal that killed it), what it printed, and how long it took."""
+    """How a child ended: its exit code (negative for a signal that killed it), what it printed, how long it took."""
 
     exit_code: int
     output: str
     seconds: float
 
     def expect(self, exit_code: int) -> Outcome:
-        assert self.exit_code == exit_code, f"exit code {self.exit_code}, not {exit_code}; it printed:\n{self.output}"
+        assert self.exit_code == exit_code, (
+            f"exit code {self.exit_code}, not {exit_code}; it printed:\n{self.output[-3000:]}"
+        )
         return self
 
 
 class Child:
-    """One process that runs `steadyolo WORDS`."""
+    """One process that runs `steadyolo WORDS`, or whatever `act` is."""
 
-    def __init__(self, words: Sequence[object], *, log: Path, prepare: Sequence[Prepare] = ()) -> None:
+    def __init__(self, act: Sequence[object] | Prepare, *, log: Path, prepare: Sequence[Prepare] = ()) -> None:
         self._log = log
         self._started_s = time.monotonic()
-        self._process = CHILDREN.Process(target=_main, args=([str(word) for word in words], log, tuple(prepare)))
+        command = act if callable(act) else partial(_command, [str(word) for word in act])
+        self._process = CHILDREN.Process(target=_main, args=(command, log, tuple(prepare)))
         self._process.start()
 
-    def send(self, *signals: signal.Signals) -> None:
-        for number in signals:
-            assert self._process.pid is not None
-            os.kill(self._process.pid, number)
+    def send(self, number: signal.Signals, *, to_group: bool = False) -> None:
+        """Signal the child; with `to_group` the workers too, as a terminal does."""
+        assert self._process.pid is not None
+        (os.killpg if to_group else os.kill)(self._process.pid, number)
 
     def wait(self, timeout_s: float = LIMIT_S) -> Outcome:
         self._process.join(timeout_s)
@@ -63,15 +67,19 @@ class Child:
         if code is None:
             self._process.kill()
             self._process.join()
-            raise AssertionError(f"still running after {timeout_s} s; it printed:\n{_text(self._log)}")
+            raise AssertionError(f"still running after {timeout_s} s; it printed:\n{_text(self._log)[-3000:]}")
         return Outcome(code, _text(self._log), time.monotonic() - self._started_s)
 
     def wait_for(self, path: Path, timeout_s: float = LIMIT_S) -> None:
         """Return once `path` exists, while the child is still running."""
         deadline_s = time.monotonic() + timeout_s
         while not path.exists():
-            assert self._process.exitcode is None, f"it ended before {path.name}; it printed:\n{_text(self._log)}"
-            assert time.monotonic() < deadline_s, f"no {path.name} within {timeout_s} s; it printed:\n{_text(self._log)}"
+            assert self._process.exitcode is None, (
+                f"it ended before {path.name}; it printed:\n{_text(self._log)[-3000:]}"
+            )
+            assert time.monotonic() < deadline_s, (
+                f"no {path.name} within {timeout_s} s; it printed:\n{_text(self._log)[-3000:]}"
+            )
             time.sleep(0.002)
 
     @property
@@ -84,14 +92,25 @@ def steadyolo(*words: object, log: Path, prepare: Sequence[Prepare] = ()) -> Out
     return Child(words, log=log, prepare=prepare).wait()
 
 
-def _main(words: list[str], log: Path, prepare: tuple[Prepare, ...]) -> None:
+def in_child(act: Prepare, *, log: Path, prepare: Sequence[Prepare] = ()) -> Outcome:
+    """Call `act` (picklable) in a process of its own, to its end."""
+    return Child(act, log=log, prepare=prepare).wait()
+
+
+def _main(act: Prepare, log: Path, prepare: tuple[Prepare, ...]) -> None:
     fd = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
     os.dup2(fd, 1)
     os.dup2(fd, 2)
     os.chdir(log.parent)
+    os.setsid()
+    multiprocessing.set_start_method("fork", force=True)  # TEMP until the loader asks for it
+    for change in prepare:
+        change()
+    act()
+
+
+def _command(words: list[str]) -> None:
     sys.argv = ["steadyolo", *words]
-    for act in prepare:
-        act()
     from steadyolo.cli.main import run
 
     run()
@@ -101,11 +120,11 @@ def _text(path: Path) -> str:
     return path.read_text(errors="replace") if path.exists() else ""
 
 
-# --- a small run -------------------------------------------------------------------------------------------------------
+# --- a small run -----------------------------------------------------------------------------------------------------
 
 SMALL: dict[str, object] = {
     "epochs": 3,
-    "imgsz": 160,
+    "imgsz": 64,
     "batch": 4,
     "nbs": 8,  # an optimizer step every second batch, so that gradients wait across some saves
     "warmup_epochs": 0.5,
@@ -150,9 +169,7 @@ def table(run: Path) -> list[dict[str, str]]:
     """`results.csv`, without the column that tells the time."""
     header, *rows = (run / "results.csv").read_text().splitlines()
     names = header.split(",")
-    return [
-        {name: value for name, value in zip(names, row.split(","), strict=True) if name != "time"} for row in rows
-    ]
+    return [{name: value for name, value in zip(names, row.split(","), strict=True) if name != "time"} for row in rows]
 
 
 def digests(run: Path) -> dict[str, object]:

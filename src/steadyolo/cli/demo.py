@@ -17,21 +17,25 @@ from rich.table import Table
 
 from steadyolo.errors import SteadyError, UserError
 
-_SIDE_PX = 224
-_EPOCHS = 8
-_KILLED_AT = (_EPOCHS // 2, 3)  # epoch and batch, counted from 0
+_NUM_TRAIN, _NUM_VAL, _SIDE_PX, _EPOCHS = 200, 24, 160, 20
+_KILLED_AT = (_EPOCHS // 2, 7)  # epoch and batch, counted from 0
+# Few images and many small steps: what learns something visible in a minute.
 _ARGUMENTS = (
     "model=yolov8n.yaml",
     f"imgsz={_SIDE_PX}",
     f"epochs={_EPOCHS}",
-    "batch=16",
-    "nbs=16",
+    "batch=8",
+    "nbs=8",
     "optimizer=AdamW",
-    "lr0=0.002",
+    "lr0=0.003",
     "warmup_epochs=1",
-    "close_mosaic=2",
+    "mosaic=0.3",
+    "scale=0.2",
+    "close_mosaic=5",
     "patience=0",
     "device=cpu",
+    "verbose=False",
+    "plots=False",
     "save.every=5s",
 )
 
@@ -52,16 +56,22 @@ def demo(
     folder = folder.absolute()
     _clear(folder)
     console.rule("1. circuit boards with six kinds of defects")
-    data = write_boards(folder / "boards", num_train=160, num_val=32, size_px=(_SIDE_PX, _SIDE_PX * 3 // 4))
-    console.print(f"160 boards to learn from and 32 to judge by, in {folder / 'boards'}")
+    data = write_boards(
+        folder / "boards",
+        num_train=_NUM_TRAIN,
+        num_val=_NUM_VAL,
+        size_px=(_SIDE_PX, _SIDE_PX),
+        defects_per_board=(3, 6),
+    )
+    console.print(f"{_NUM_TRAIN} boards to learn from and {_NUM_VAL} to judge by, in {folder / 'boards'}")
     arguments = [f"data={data}", f"project={folder / 'runs'}", *_ARGUMENTS]
 
     console.rule("2. a run that nothing interrupts")
-    _finish(_start("train", *arguments, "name=uninterrupted", "plots=False"))
+    _finish(_start("train", *arguments, "name=uninterrupted"))
 
     console.rule("3. the same run, killed with SIGKILL in the middle of an epoch")
     killed = folder / "runs" / "killed"
-    process = _start("train", *arguments, "name=killed", "plots=False", own_group=True)
+    process = _start("train", *arguments, "name=killed", own_group=True)
     at = _kill_at(process, killed / "steadyolo" / "events.jsonl")
     console.print(
         f"killed (SIGKILL) at epoch {at[0] + 1}, batch {at[1] + 1}: no handler ran, nothing was saved on the way"

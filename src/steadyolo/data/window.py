@@ -22,7 +22,7 @@ class DecodedWindow:
     """
 
     def __init__(self, num_slots: int, *, max_image_bytes: int = 0, shared: bool = False) -> None:
-        self._num_slots = num_slots
+        self.num_slots = num_slots
         self._shared = shared
         self._slots: list[tuple[int, Any] | None] = [None] * (0 if shared else num_slots)
         if shared:
@@ -31,11 +31,11 @@ class DecodedWindow:
             self._pixels = torch.empty((num_slots, max_image_bytes), dtype=torch.uint8).share_memory_().numpy()
             self._tags = torch.full((num_slots,), -1, dtype=torch.int64).share_memory_().numpy()
             self._shapes = torch.zeros((num_slots, 5), dtype=torch.int32).share_memory_().numpy()
-            self._locks = [multiprocessing.Lock() for _ in range(_NUM_LOCKS)]
+            self._locks = [multiprocessing.get_context("fork").Lock() for _ in range(_NUM_LOCKS)]
 
     def get(self, position: int, index: int) -> tuple[NDArray[np.uint8], tuple[int, int]] | None:
         """The image of dataset index `index` and its original (height, width), if its slot still holds it."""
-        slot = position % self._num_slots
+        slot = position % self.num_slots
         if not self._shared:
             held = self._slots[slot]
             return held[1] if held is not None and held[0] == index else None
@@ -49,7 +49,7 @@ class DecodedWindow:
 
     def put(self, position: int, index: int, image: NDArray[np.uint8], original_hw: tuple[int, int]) -> None:
         """Keep an image, shape (height, width, channels), until the ring comes round to its slot again."""
-        slot = position % self._num_slots
+        slot = position % self.num_slots
         if not self._shared:
             self._slots[slot] = (index, (image, original_hw))
             return

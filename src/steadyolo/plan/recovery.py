@@ -27,7 +27,5 @@ def next_move(*, faults_since_progress: int, num_tries: int) -> Move:
     learning may meet any number of bad batches, one that does not is stopped after `num_tries`.
     """
     if faults_since_progress > num_tries:
-        return Stop(
-            why=f"{faults_since_progress} batches in a row of one epoch gave a loss or gradient that is not finite"
-        )
+        return Stop(why=f"{faults_since_progress} batches of one epoch gave a loss or gradient that is not finite")
     return Rewind()

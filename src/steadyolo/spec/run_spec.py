@@ -51,7 +51,15 @@ class RunSpec:
         return make_spec(raw["arguments"], raw["ours"])
 
     def changed(self, arguments: Mapping[str, Any], ours: Mapping[str, str]) -> RunSpec:
-        """This spec with some values replaced; validated again."""
+        """This spec with some values replaced, for a run that goes on; validated again.
+
+        Raises: UserError for one of ours that changes what is learned.
+        """
+        for name, text in ours.items():
+            if name in OURS and not OURS[name].may_change and self.ours.get(name) != text:
+                raise UserError(
+                    f"{name} cannot change in a run that goes on", remedy="leave it out, or start a new run with it"
+                )
         return make_spec({**self.arguments, **arguments}, {**self.ours, **ours})
 
 
@@ -89,11 +97,15 @@ def _one_of(*choices: str) -> Callable[[str, str], str]:
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """One of our dotted arguments: the field of `RunSpec` that it sets, how it is read, and a line of help."""
+    """One of our dotted arguments: the field of `RunSpec` that it sets, how it is read, and a line of help.
+
+    `may_change` says that a run which goes on may take another value: it changes nothing that is learned.
+    """
 
     field: str
     parse: Callable[[str, str], Any]
     help: str
+    may_change: bool = True
 
 
 OURS: dict[str, Setting] = {
@@ -101,10 +113,14 @@ OURS: dict[str, Setting] = {
     "save.keep_last": Setting("num_keep_last", _whole(1), "newest checkpoints kept; the best one is kept beside them"),
     "save.mtbf": Setting("mtbf_s", lambda _, text: parse_duration_s(text), "assumed time between failures (auto)"),
     "save.budget_share": Setting("save_budget_share", _share, "largest share of training time spent on saves (auto)"),
-    "precision.compute": Setting("compute", _one_of("auto", "fp32", "bf16", "fp16"), "auto | fp32 | bf16 | fp16"),
-    "cpu.threads": Setting("num_threads", _whole(1), "threads that compute on a CPU; as many as cores unless given"),
-    "memory.micro_batch": Setting("num_micro_batch_images", _whole(1), "images in one forward/backward"),
-    "data.bad_labels": Setting("bad_labels", _one_of("refuse", "skip"), "refuse | skip images with bad labels"),
+    "precision.compute": Setting(
+        "compute", _one_of("auto", "fp32", "bf16", "fp16"), "auto | fp32 | bf16 | fp16", may_change=False
+    ),
+    "cpu.threads": Setting(
+        "num_threads", _whole(1), "threads that compute on a CPU; one for each core unless given", False
+    ),
+    "memory.micro_batch": Setting("num_micro_batch_images", _whole(1), "images in one forward/backward", False),
+    "data.bad_labels": Setting("bad_labels", _one_of("refuse", "skip"), "refuse | skip images with bad labels", False),
     "recovery.tries": Setting("num_tries", _whole(1), "times a run goes back after a loss that is not finite"),
 }
 

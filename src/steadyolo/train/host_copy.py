@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from threading import Lock
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -30,7 +31,7 @@ class HostCopies:
             held = buffers.get(group, {})
             copies[group] = {name: _buffer(held.get(name), tensor) for name, tensor in tensors.items()}
             for name, tensor in tensors.items():
-                copies[group][name].copy_(tensor.detach(), non_blocking=tensor.is_cuda)
+                _copy(tensor.detach(), copies[group][name])
                 on_device |= tensor.is_cuda
         if on_device:
             torch.cuda.synchronize()
@@ -41,6 +42,15 @@ class HostCopies:
         with self._lock:
             if not self._free:
                 self._free.append({group: dict(tensors) for group, tensors in copies.items()})
+
+
+def _copy(source: Tensor, target: Tensor) -> None:
+    if source.device.type == "cpu" and source.dtype not in {torch.bfloat16, torch.float16}:
+        # NumPy copies in this thread. torch would split each tensor over its thread pool and wait for it hundreds of
+        # times, which is slow whenever a core has something else to do.
+        np.copyto(target.numpy(), source.numpy())
+    else:
+        target.copy_(source, non_blocking=source.is_cuda)
 
 
 def _buffer(held: Tensor | None, like: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any
@@ -22,6 +23,7 @@ class StopRequest:
     """
 
     def __init__(self, *, grace_s: float, overdue: Callable[[], None], on_signal: Callable[[str], None]) -> None:
+        """May be entered again after it was left; a request stays."""
         self.requested = False
         self.signal_name: str | None = None
         self._grace_s = grace_s
@@ -29,6 +31,7 @@ class StopRequest:
         self._on_signal = on_signal
         self._told = False
         self._timer: threading.Timer | None = None
+        self._deadline_s = 0.0
         self._before: dict[signal.Signals, Any] = {}
         self._owner_pid = os.getpid()
 
@@ -37,10 +40,14 @@ class StopRequest:
         if self.requested:
             return
         self.signal_name = name
-        self._timer = threading.Timer(self._grace_s, self._overdue)
+        self._start_timer()
+        self.requested = True
+
+    def _start_timer(self) -> None:
+        self._deadline_s = self._deadline_s or time.monotonic() + self._grace_s
+        self._timer = threading.Timer(max(0.0, self._deadline_s - time.monotonic()), self._overdue)
         self._timer.daemon = True
         self._timer.start()
-        self.requested = True
 
     def acknowledged(self) -> bool:
         """True when a stop was requested; tells `on_signal` once, outside the handler."""
@@ -50,6 +57,8 @@ class StopRequest:
         return self.requested
 
     def __enter__(self) -> StopRequest:
+        if self.requested:
+            self._start_timer()
         if threading.current_thread() is threading.main_thread():
             for number in STOP_SIGNALS:
                 if number is signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN:
@@ -63,8 +72,9 @@ class StopRequest:
         for number, before in self._before.items():
             signal.signal(number, before)
         self._before.clear()
-        if self._timer is not None:
+        if self._timer is not None and self._timer.is_alive():
             self._timer.cancel()
+            self._timer = None
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() == self._owner_pid:  # a loader's worker inherits this handler and has nothing to decide

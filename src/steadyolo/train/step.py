@@ -77,7 +77,7 @@ class Stepper:
             part = self._loss(parts[0])
             loss = torch.stack([branch.total for branch in part.branches.values()]).sum()
             self._scaler.scale(loss).backward()
-            return BatchOutcome(loss.detach(), part.items, torch.isfinite(loss.detach()))
+            return BatchOutcome(loss.detach(), part.items, self._is_finite(loss.detach()))
         return self._accumulate_parts(parts)
 
     def _accumulate_parts(self, parts: Sequence[dict[str, Any]]) -> BatchOutcome:
@@ -109,7 +109,17 @@ class Stepper:
                 p.grad = before
         loss = torch.stack([losses[name] * factors[name] for name in losses]).sum()
         total = sums[next(reversed(sums))]
-        return BatchOutcome(loss, {name: item / total for name, item in items.items()}, torch.isfinite(loss))
+        return BatchOutcome(loss, {name: item / total for name, item in items.items()}, self._is_finite(loss))
+
+    def _is_finite(self, loss: Tensor) -> Tensor:
+        """Whether this batch's loss and what it left in the gradients is finite, so that the batch at fault is known.
+
+        With a gradient scaler, a gradient that overflows is the scaler's business and only the loss counts.
+        """
+        gradients = [p.grad for _, p in self._parameters if p.grad is not None]
+        if self._scaler.is_enabled() or not gradients:
+            return torch.isfinite(loss)
+        return torch.isfinite(loss + torch.stack(torch._foreach_norm(gradients)).sum())
 
     def _loss(self, batch: dict[str, Any]) -> Part:
         dtype = self._precision.autocast_dtype

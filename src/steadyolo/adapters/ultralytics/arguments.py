@@ -24,9 +24,6 @@ MAY_CHANGE = frozenset(
         "verbose",
         "save_period",
         "data",
-        "project",
-        "name",
-        "exist_ok",
     }
 )
 TASKS = ("detect", "segment", "pose", "obb", "classify")

@@ -57,6 +57,11 @@ class Criterion:
     def _remember(self, assigner: nn.Module, _: Any, output: tuple[Tensor, ...]) -> None:
         self._sums[id(assigner)] = output[2].sum().clamp(min=1)  # as the losses themselves do
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What the loss items are called, known before the first batch."""
+        return tuple(getattr(self._heads()[-1], "loss_names", ("loss",)))
+
     def after_epochs(self, num_closed: int) -> None:
         """Put a criterion that changes from epoch to epoch (end-to-end heads) where `num_closed` epochs had it."""
         if hasattr(self._criterion, "updates") and num_closed:

@@ -77,6 +77,8 @@ class KeyedDataset(YOLODataset):  # type: ignore[misc]  # upstream is untyped
         self.buffer = _Partners(indices)
         self._slots = dict(zip(indices, partners, strict=True))
         self._slots[index] = position
+        if self._window.num_slots >= order.num_samples:  # a slot for every image: keep them all
+            self._slots = {}
         seed_generators(order.sample_key(position))
         return self.transforms(self.get_image_and_label(index))  # type: ignore[no-any-return]
 
@@ -84,7 +86,7 @@ class KeyedDataset(YOLODataset):  # type: ignore[misc]  # upstream is untyped
         """As upstream, from the window where the image is there."""
         if self.cache == "ram" or self._order is None:
             return super().load_image(i, rect_mode, resize_short)  # type: ignore[no-any-return]
-        position = self._slots.get(i)
+        position = self._slots.get(i) if self._slots else i
         held = self._window.get(position, i) if position is not None else None
         if held is not None:
             return held[0], held[1], held[0].shape[:2]

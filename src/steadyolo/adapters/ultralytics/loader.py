@@ -85,6 +85,7 @@ class KeyedLoader:
             self.dataset,
             batch_sampler=_Positions(self.order, start),  # type: ignore[arg-type]  # an iterable is all it needs
             num_workers=self.num_workers,
+            multiprocessing_context="fork" if self.num_workers else None,  # workers share the decoded window
             prefetch_factor=PREFETCH_BATCHES if self.num_workers else None,
             collate_fn=getattr(self.dataset, "collate_fn", None),
             worker_init_fn=_start_worker,

@@ -90,6 +90,11 @@ class UltralyticsRun:
             scaler=trainer.scaler,
             branch_of=lambda name: "one2one" if ".one2one_" in name else "main",
         )
+        trainer.name_losses(self._criterion.names)
+        trainer.loss = torch.zeros((), device=trainer.device)  # upstream's `validate` reads these before any batch has
+        trainer.loss_items = dict.fromkeys(self._criterion.names, trainer.loss)
+        # Over this process's life: the checkpoint gone back to does not know what later ones left out.
+        self._skipped: set[Cursor] = set()
         self._open_epoch: int | None = None  # the epoch whose start has been announced
         self._doubts: list[tuple[torch.Tensor, tuple[Cursor, ...]]] = []  # finiteness not yet read from the device
         self._window: tuple[Cursor, ...] = ()  # batches since the last update
@@ -139,7 +144,7 @@ class UltralyticsRun:
         batch = trainer.preprocess_batch(batch)
         outcome = self._stepper.accumulate(batch)
         self._window = (*self._window, cursor)
-        self._doubt("the loss", outcome.finite, (cursor,))
+        self._doubt("the loss or its gradient", outcome.finite, (cursor,))
         self._note_losses(cursor, outcome)
         if pending >= self._accumulate:
             self._update()
@@ -208,7 +213,6 @@ class UltralyticsRun:
     def _note_losses(self, cursor: Cursor, outcome: BatchOutcome) -> None:
         trainer = self._trainer
         trainer.loss, trainer.loss_items = outcome.loss, outcome.items
-        trainer.name_losses(tuple(outcome.items))
         count = cursor.batch
         trainer.tloss = (
             outcome.items
@@ -229,7 +233,7 @@ class UltralyticsRun:
                 epoch=cursor.epoch,
                 batch=cursor.batch,
                 step=state.step,
-                losses={name: float(value) for name, value in self._trainer.tloss.items()},
+                losses={name: float(value) for name, value in (self._trainer.tloss or {}).items()},
                 num_images=num_images,
                 seconds=seconds,
                 learning_rate=float(self._trainer.optimizer.param_groups[0]["lr"]),
@@ -289,7 +293,8 @@ class UltralyticsRun:
 
     def _append_row(self, closed: RunState) -> None:
         trainer = self._trainer
-        losses = trainer.label_loss_items(trainer.tloss)
+        means = trainer.tloss or dict.fromkeys(trainer.loss_names, math.nan)  # an epoch whose batches were all left out
+        losses = trainer.label_loss_items(means)
         row = {"epoch": closed.epochs_closed, "time": closed.seconds, **losses, **trainer.metrics, **trainer.lr}
         if not self._csv:
             self._csv = (",".join(row) + "\n").encode()
@@ -381,7 +386,6 @@ class UltralyticsRun:
         } or None
         if trainer.tloss:
             trainer.loss_items = trainer.tloss
-            trainer.name_losses(tuple(trainer.tloss))
         self._csv = snapshot.files.get("results.csv", b"")
         self._write_csv() if self._csv else trainer.csv.unlink(missing_ok=True)
         self._open_epoch, self._doubts = None, []
@@ -395,6 +399,12 @@ class UltralyticsRun:
         self._last_save_s, self._last_save_step = time.monotonic(), state.step
         self._clock_s = time.monotonic()
         return state
+
+    def start_epoch_over(self, state: RunState) -> RunState:
+        """The start of the epoch that `state` is in: its batches are others now, a place among them means nothing."""
+        self._trainer.optimizer.zero_grad()
+        self._trainer.tloss, self._window = None, ()
+        return replace(state, cursor=Cursor(epoch=state.cursor.epoch, batch=0), pending_batches=0, loss_means={})
 
     def rewind(self, *, skip: tuple[Cursor, ...]) -> RunState:
         """Go back to the newest checkpoint that verifies and leave out `skip` from then on."""
@@ -411,7 +421,8 @@ class UltralyticsRun:
         state = self.restore(found.snapshot)
         for cursor in skip:
             self._log.emit(events.BatchSkipped(epoch=cursor.epoch, batch=cursor.batch, why="loss not finite"))
-        return replace(state, skipped=tuple(sorted({*state.skipped, *skip})))
+        self._skipped |= {*state.skipped, *skip}
+        return replace(state, skipped=tuple(sorted(self._skipped)))
 
     def report(self, fault: NotFinite, attempt: int, action: str) -> None:
         at = fault.batches[-1]

@@ -66,6 +66,7 @@ from steadyolo.version import __version__
 OURS_FOLDER = "steadyolo"
 _GRACE_S = 20.0  # a stop must be over within 25 s; what is committed by then is what there is
 _UNLIMITED_S = 1e9
+_FUSABLE = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW)
 _STRICT_VERSIONS = ("torch", "ultralytics")  # other than these may change in their last digits without changing results
 
 
@@ -93,13 +94,32 @@ class SteadyTrainer(BaseTrainer):  # type: ignore[misc]  # upstream is untyped
         self._start: Snapshot | None
         self._allowed = allowed
         self._problems: dict[str, str] = {}
+        self._log: events.EventLog | None = None
+        self._stop_request = StopRequest(grace_s=_GRACE_S, overdue=exit_at_once, on_signal=self._note_signal)
+        with self._stop_request:  # setting up a large data set takes long enough to be interrupted
+            self._open(cfg, _callbacks, given, ours, resume)
+
+    def _open(self, cfg: Any, callbacks: Any, given: dict[str, Any], ours: dict[str, Any], resume: Any) -> None:
         with _clear_disk_errors():
-            self._start = self._open_existing(Path(resume), given, ours) if resume else self._open_new(given, ours)
+            if resume:
+                self._start = self._open_existing(Path(resume), given, ours)
+            else:
+                self._open_new(given, ours)
+                self._start = None
+        try:
+            self._set_up(cfg, callbacks)
+        except BaseException:
+            self._lock.release()
+            raise
+
+    def _set_up(self, cfg: Any, callbacks: Any) -> None:
+        with _clear_disk_errors():
             arguments = dict(self.spec.arguments)
             self._amp_given, self._num_workers = "amp" in arguments, arguments.get("workers")
             if self._start is not None:
                 arguments.update(self._start.made_from["plan"]["optimizer"])  # what `optimizer=auto` chose holds
-            super().__init__(cfg, {**arguments, "save_dir": str(self._folder)}, _callbacks)
+            with _light_determinism(arguments.get("compile")):
+                super().__init__(cfg, {**arguments, "save_dir": str(self._folder)}, callbacks)
         if self.device.type in {"cpu", "mps"}:  # upstream loads in the training process there; so do we unless asked
             self.args.workers = int(self._num_workers or 0)
         if self.device.type == "cpu":  # upstream leaves one core idle
@@ -126,7 +146,7 @@ class SteadyTrainer(BaseTrainer):  # type: ignore[misc]  # upstream is untyped
         replace_file(own / "spec.json", _json(self.spec.to_dict()))
 
     def _open_existing(self, folder: Path, given: dict[str, Any], ours: dict[str, Any]) -> Snapshot | None:
-        """Take an existing run's folder; returns where it goes on, None for a run that was killed before its first save."""
+        """Take an existing run's folder; returns where it goes on, None when it was killed before its first save."""
         self._folder = folder.absolute()
         own = self._folder / OURS_FOLDER
         if not (own / "spec.json").is_file():
@@ -256,7 +276,7 @@ class SteadyTrainer(BaseTrainer):  # type: ignore[misc]  # upstream is untyped
         slots = order.lookback + (1 + num_workers * (PREFETCH_BATCHES + 1)) * order.batch_size
         channels = int(self.data.get("channels", 3))
         window = DecodedWindow(
-            min(slots, order.num_samples) if slots >= order.num_samples else slots,
+            min(slots, order.num_samples),
             max_image_bytes=int(self.args.imgsz) ** 2 * channels,
             shared=num_workers > 0 and dataset.cache != "ram",
         )
@@ -293,11 +313,14 @@ class SteadyTrainer(BaseTrainer):  # type: ignore[misc]  # upstream is untyped
             )
 
     def build_optimizer(self, model: Any, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
-        """Upstream's optimizer; on CUDA in its fused form, so that a step needs no word from the host."""
+        """Upstream's optimizer in its fused form where there is one: faster, and needs no word from the host."""
         optimizer: torch.optim.Optimizer = super().build_optimizer(model, *args, **kwargs)
-        if self.device.type == "cuda" and type(optimizer) is torch.optim.SGD:
-            return torch.optim.SGD(optimizer.param_groups, lr=optimizer.defaults["lr"], fused=True)
-        return optimizer
+        kind = type(optimizer)
+        if kind not in _FUSABLE or self.device.type not in {"cpu", "cuda"}:
+            return optimizer
+        for group in optimizer.param_groups:
+            group.update(fused=True, foreach=None)
+        return kind(optimizer.param_groups, lr=optimizer.defaults["lr"], fused=True)  # type: ignore[call-arg]
 
     def get_validator(self) -> Any:
         validator = super().get_validator()
@@ -306,8 +329,12 @@ class SteadyTrainer(BaseTrainer):  # type: ignore[misc]  # upstream is untyped
         return validator
 
     def _cut_scoring(self, _: Any) -> None:
-        if self._stop_request is not None and self._stop_request.requested:
+        if self._stop_request.requested:
             raise ScoringCut
+
+    def _note_signal(self, name: str) -> None:
+        if self._log is not None:
+            self._log.emit(events.SignalReceived(signal=name))
 
     def validate(self) -> Any:
         with _patient_nms():
@@ -332,24 +359,16 @@ class SteadyTrainer(BaseTrainer):  # type: ignore[misc]  # upstream is untyped
     def train(self) -> Any:
         """Train to the end. Raises: SystemExit(75) when a signal stopped it, after saving."""
         try:
-            return super().train()
+            with _light_determinism(self.args.compile):
+                return super().train()
         finally:
             self._lock.release()
 
     def _do_train(self) -> None:
-        own = self._folder / OURS_FOLDER
-        self._stop_request: StopRequest | None = None
         with contextlib.ExitStack() as stack:
-            log = events.EventLog(own / "events.jsonl")
+            log = self._log = events.EventLog(self._folder / OURS_FOLDER / "events.jsonl")
             stack.callback(log.close)
-            stop = stack.enter_context(
-                StopRequest(
-                    grace_s=_GRACE_S,
-                    overdue=exit_at_once,
-                    on_signal=lambda name: log.emit(events.SignalReceived(signal=name)),
-                )
-            )
-            self._stop_request = stop
+            stop = stack.enter_context(self._stop_request)
             for watch in self.watchers:
                 stack.enter_context(watch(log, self._folder))
             try:
@@ -368,7 +387,9 @@ class SteadyTrainer(BaseTrainer):  # type: ignore[misc]  # upstream is untyped
             log.emit(events.ImagesSkipped(count=len(self._problems), listed=self._problems))
         plan = self._plan()
         made_from = self._made_from(plan)
+        replace_file(own / "spec.json", _json(self.spec.to_dict()))
         replace_file(own / "plan.json", _json(plan))
+        (own / "finished.json").unlink(missing_ok=True)
         checkpoints = Checkpoints(own / "checkpoints", writer_id=_writer_id())
         copies = HostCopies()
         best_name = self._best_name(checkpoints)
@@ -445,6 +466,8 @@ class SteadyTrainer(BaseTrainer):  # type: ignore[misc]  # upstream is untyped
         checkpoints.sweep()
         if self._start is not None:
             state = self._reconsider_stop(run.restore(self._start))
+            if self._start.made_from["plan"]["num_batches"] != len(self.train_loader):
+                state = run.start_epoch_over(state)
             self._start = replace(self._start, tensors={})  # they are mapped from files that retention may delete
             for rejected in self._rejected:
                 log.emit(events.CheckpointRejected(name=rejected.name, why=rejected.why))
@@ -491,6 +514,7 @@ class SteadyTrainer(BaseTrainer):  # type: ignore[misc]  # upstream is untyped
         try:
             self.final_eval()
         except ScoringCut:
+            self._stop_request.acknowledged()
             raise SystemExit(EXIT_INTERRUPTED) from None
         if self.args.plots:
             self.plot_metrics()
@@ -523,7 +547,7 @@ class SteadyTrainer(BaseTrainer):  # type: ignore[misc]  # upstream is untyped
     def _plan(self) -> dict[str, Any]:
         """What was decided for this run. A run that goes on keeps what changes its mathematics."""
         if self._start is not None:
-            return dict(self._start.made_from["plan"])
+            return {**self._start.made_from["plan"], "num_batches": len(self.train_loader)}
         chosen = ("optimizer", "lr0", "warmup_bias_lr")
         return {
             "optimizer": {name: getattr(self.args, name) for name in chosen},
@@ -575,10 +599,9 @@ class SteadyTrainer(BaseTrainer):  # type: ignore[misc]  # upstream is untyped
             self.scheduler.step()
 
     def name_losses(self, names: tuple[str, ...]) -> None:
-        """Tell upstream what the loss items are called, once they are known."""
-        if not self.loss_names:
-            self.loss_names = names
-            self.metrics.update(dict.fromkeys(self.label_loss_items(prefix="val"), 0.0))
+        """Tell upstream what the loss items are called."""
+        self.loss_names = names
+        self.metrics.update(dict.fromkeys(self.label_loss_items(prefix="val"), 0.0))
 
     def show_ledger(self, ledger: Ledger, epoch: int) -> None:
         """Let callbacks and the validator read from upstream's attributes what was decided from scores."""
@@ -697,6 +720,24 @@ def _patient_nms() -> Iterator[None]:
         yield
     finally:
         nms.non_max_suppression = upstream
+
+
+@contextlib.contextmanager
+def _light_determinism(compiles: Any) -> Iterator[None]:
+    """Let upstream switch torch's deterministic mode without torch importing its compiler for it, which takes seconds
+    of each start (torch 2.14.1). Only the compiler reads what is left out. Remove when torch imports it lazily.
+    """
+    heavy = torch.use_deterministic_algorithms
+
+    def light(mode: bool, *, warn_only: bool = False) -> None:
+        torch._C._set_deterministic_algorithms(mode, warn_only=warn_only)
+
+    if not compiles:
+        torch.use_deterministic_algorithms = light
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms = heavy
 
 
 @contextlib.contextmanager
