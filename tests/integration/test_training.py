@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
+from safetensors.torch import load_file
 
-from tests.conftest import SUFFIXES, TASKS
-from tests.faults.runs import checkpoints, differing, digests, happened, in_child, table
+from tests.conftest import TASKS
+from tests.faults.runs import checkpoints, differing, digests, happened, in_child, steadyolo, table
 from tests.faults.uninterrupted import Reference
 from tests.integration.ways_in import train_in_python, use_weights
 
@@ -143,7 +145,6 @@ def without_scores(names: list[str]) -> list[str]:
 @pytest.mark.parametrize("task", TASKS)
 def test_callbacks_fire_where_ultralytics_fires_them(task: str, python: Python) -> None:
     ours, theirs = ([name for name, _ in python.run(task, steady=steady)[1]["events"]] for steady in (True, False))
-    assert without_scores(ours) == without_scores(theirs)
     assert ours == theirs
 
 
@@ -153,7 +154,7 @@ def test_callbacks_find_the_attributes_that_ultralytics_has(task: str, python: P
     missing: dict[str, set[str]] = {}
     mine = {name: set(attributes) for name, attributes in ours}
     for name, attributes in theirs:
-        lacking = set(attributes) - mine.get(name, set())
+        lacking = {a for a in attributes if not a.startswith("_")} - mine.get(name, set())
         if lacking:
             missing[name] = missing.get(name, set()) | lacking
     assert missing == {}
@@ -163,11 +164,11 @@ def test_the_model_object_is_what_it_is_after_ultralytics_own_training(python: P
     (ours, mine), (_, other) = python.run("detect", steady=True), python.run("detect", steady=False)
     assert mine["names"] == other["names"]
     assert mine["metrics"] == other["metrics"]
-    assert Path(mine["weights"]).name == Path(other["weights"]).name
-    assert Path(mine["weights"]) == ours / "weights" / "best.pt"
+    assert mine["trained"] == other["trained"]
+    assert Path(mine["best"]) == ours / "weights" / "best.pt"
 
 
-def test_a_callback_that_stops_ends_the_run_after_its_epoch(reference: Reference, tmp_path: Path) -> None:
+def test_a_callback_that_stops_ends_the_epoch_where_it_is_which_is_scored(reference: Reference, tmp_path: Path) -> None:
     run = tmp_path / "run"
     reference.start(run, prepare=(stop_in_second_epoch,)).wait().expect(0)
     assert [row["epoch"] for row in table(run)] == ["1", "2"]
@@ -190,23 +191,14 @@ def stop_in_second_epoch() -> None:
 def test_training_starts_from_given_weights(
     word: str, reference: Reference, python: Python, models: Callable[..., Path], tmp_path: Path
 ) -> None:
-    import torch
-    from safetensors.torch import load_file
-
     weights = python.run("detect", steady=False)[0] / "weights" / "best.pt"
     run = tmp_path / "run"
     words = [w for w in reference.words(run, epochs=1, lr0=0.0, optimizer="SGD", warmup_epochs=0.0)]
     words = [f"model={weights}" if word == "model" and w.startswith("model=") else w for w in words]
     if word == "pretrained":
         words.append(f"pretrained={weights}")
-    from tests.faults.runs import steadyolo
-
     steadyolo(*words, log=tmp_path / "log").expect(0)
     before = torch.load(weights, weights_only=False)["model"].float().state_dict()
     first = load_file(checkpoints(run)[0] / "model.safetensors")
     same = [name for name in first if name.endswith("conv.weight") and torch.equal(first[name], before[name])]
     assert len(same) == len([name for name in first if name.endswith("conv.weight")])
-
-
-def test_every_task_has_a_suffix() -> None:
-    assert set(SUFFIXES) == set(TASKS)

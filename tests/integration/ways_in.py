@@ -7,9 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-# What a trainer has only inside Ultralytics' own loop, and no callback of its integrations reads.
-NOT_OURS: dict[str, set[str]] = {}
-
 
 def train_in_python(words: Sequence[str], *, steady: bool, told: Path, through_resume: Path | None = None) -> None:
     """`YOLO(model).train(...)` with the arguments of a command line, in this process; tells what it saw in `told`."""
@@ -35,8 +32,8 @@ def train_in_python(words: Sequence[str], *, steady: bool, told: Path, through_r
             {
                 "events": seen,
                 "metrics": sorted(getattr(metrics, "results_dict", {})),
-                "weights": str(getattr(model, "ckpt_path", "")),
-                "trainer": type(model.trainer).__mro__[-3].__name__,
+                "best": str(model.trainer.best),
+                "trained": [type(model.model).__name__, model.ckpt is not None, model.task, sorted(model.overrides)],
                 "names": {str(key): name for key, name in model.names.items()},
             }
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -119,19 +120,22 @@ def _start(*words: str, own_group: bool = False) -> subprocess.Popen[bytes]:
 def _finish(process: subprocess.Popen[bytes]) -> None:
     code = process.wait()
     if code:
-        raise SteadyError(f"the run ended with exit code {code}", remedy="its last lines above say why")
+        raise SteadyError(f"the run ended with exit code {code}", remedy="look at its last lines above")
 
 
 def _kill_at(process: subprocess.Popen[bytes], log: Path) -> tuple[int, int]:
     """Kill the process group once the run has passed the chosen batch; returns where it was."""
-    while process.poll() is None:
-        at = _newest_batch(log)
-        if at is not None and at >= _KILLED_AT:
+    try:
+        while process.poll() is None:
+            at = _newest_batch(log)
+            if at is not None and at >= _KILLED_AT:
+                return at
+            time.sleep(0.05)
+    finally:  # also when the demo itself is stopped: nothing of it stays behind
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-            return at
-        time.sleep(0.05)
-    raise SteadyError("the run ended before it could be killed", remedy="its last lines above say why")
+        process.wait()
+    raise SteadyError("the run ended before it could be killed", remedy="look at its last lines above")
 
 
 def _newest_batch(log: Path) -> tuple[int, int] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 
 import typer
@@ -33,6 +34,11 @@ def run() -> None:
     except SteadyError as error:
         sys.stderr.write(f"error: {error}\n")
         sys.exit(EXIT_WRONG_REQUEST if isinstance(error, UserError) else EXIT_FAILED)
+    except OSError as error:
+        if error.errno not in {errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT, errno.EIO}:
+            raise
+        sys.stderr.write(f"error: {error}\n  remedy: make room or mend the disk; checkpoints that are there are kept\n")
+        sys.exit(EXIT_FAILED)
 
 
 if __name__ == "__main__":

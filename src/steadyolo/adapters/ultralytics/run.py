@@ -101,6 +101,7 @@ class UltralyticsRun:
         self._best_name = best_name  # the checkpoint that retention spares for its score
         self._stalls_s = stalls_s  # how long the loop stood still, by checkpoint; read when it is committed
         self._csv = b""
+        self._just_closed = False  # an epoch was scored and its callbacks wait for the save
         self._last_save_s = time.monotonic()
         self._last_save_step = 0
         self._clock_s = time.monotonic()
@@ -133,7 +134,7 @@ class UltralyticsRun:
         """Consume the batch at the cursor. Raises: NotFinite when its loss, or the window's gradient, is not finite."""
         trainer, cursor = self._trainer, state.cursor
         if self._open_epoch != cursor.epoch:
-            self._start_epoch(cursor.epoch)
+            self._start_epoch(cursor)
         batch = trainer.train_loader.batch(cursor)
         pending = state.pending_batches + 1
         if cursor in state.skipped:
@@ -161,8 +162,10 @@ class UltralyticsRun:
         cursor = Cursor(epoch=state.cursor.epoch, batch=state.cursor.batch + 1)
         return replace(state, cursor=cursor, pending_batches=pending, seconds=state.seconds + elapsed)
 
-    def _start_epoch(self, epoch: int) -> None:
-        trainer = self._trainer
+    def _start_epoch(self, cursor: Cursor) -> None:
+        trainer, epoch = self._trainer, cursor.epoch
+        if cursor.batch == 0:  # until now callbacks may ask for the last epoch's means
+            trainer.tloss = None
         self._open_epoch = epoch
         self._epoch_started_s = self._shown_s = time.monotonic()
         trainer.epoch = epoch
@@ -248,7 +251,7 @@ class UltralyticsRun:
         trainer, epoch = self._trainer, state.cursor.epoch
         trainer.epoch = epoch
         if self._open_epoch != epoch:  # resumed between the last batch and the score
-            self._start_epoch(epoch)
+            self._start_epoch(state.cursor)
         trainer.lr = {f"lr/pg{i}": group["lr"] for i, group in enumerate(trainer.optimizer.param_groups)}
         trainer.run_callbacks("on_train_epoch_end")
         trainer.ema.update_attr(trainer.model, include=["yaml", "nc", "args", "names", "stride", "class_weights"])
@@ -276,7 +279,7 @@ class UltralyticsRun:
         trainer.show_ledger(ledger, epoch + 1)
         self._append_row(closed)
         self._criterion.after_epochs(closed.epochs_closed)
-        trainer.tloss, trainer.epoch_time = None, now - self._epoch_started_s
+        trainer.epoch_time = now - self._epoch_started_s
         self._log.emit(
             events.EpochClosed(
                 epoch=epoch + 1,
@@ -287,8 +290,7 @@ class UltralyticsRun:
             )
         )
         self._re_estimate_epochs(closed)
-        trainer.run_callbacks("on_fit_epoch_end")
-        trainer._clear_memory(0.5)
+        self._just_closed = True
         return closed
 
     def _append_row(self, closed: RunState) -> None:
@@ -327,8 +329,7 @@ class UltralyticsRun:
         started = time.monotonic()
         self._resolve_doubts()
         snapshot = self.snapshot(state)
-        just_closed = state.cursor.batch == 0 and state.epochs_closed > 0
-        is_best = just_closed and state.ledger.best_tick == state.tick(self._num_batches)
+        is_best = self._just_closed and state.ledger.best_tick == state.tick(self._num_batches)
         self._stalls_s[snapshot.name] = time.monotonic() - started
         self._writer.submit(snapshot, pin=is_best)
         if is_best:
@@ -336,23 +337,30 @@ class UltralyticsRun:
                 self._writer.unpin(self._best_name)
             self._best_name = snapshot.name
         self._last_save_s, self._last_save_step = time.monotonic(), state.step
-        if just_closed and self._trainer.callbacks.get("on_model_save"):
-            self.drain()  # loggers read last.pt and best.pt
-            self._trainer.run_callbacks("on_model_save")
+        if self._just_closed:
+            self._just_closed = False
+            if self._trainer.callbacks.get("on_model_save"):
+                self.drain()  # loggers read last.pt and best.pt
+                self._trainer.run_callbacks("on_model_save")
+            self._trainer.run_callbacks("on_fit_epoch_end")
+            self._trainer._clear_memory(0.5)
 
     def snapshot(self, state: RunState) -> Snapshot:
         """The whole state at `state`, in host memory that the loop does not touch again."""
         trainer = self._trainer
-        means = {} if not trainer.tloss else {name: float(value) for name, value in trainer.tloss.items()}
+        means = trainer.tloss if trainer.tloss and state.cursor.batch else {}
+        means = {name: float(value) for name, value in means.items()}
         scaler = trainer.scaler.state_dict() if trainer.scaler.is_enabled() else None
         state = replace(
             state, loss_means=means, optimizer_groups=groups_to_json(trainer.optimizer), scaler=scaler or None
         )
         tensors = self._copies.take(self._tensors())
-        name = checkpoint_name(step=state.step, tick=state.tick(self._num_batches))
-        return Snapshot(
-            name=name, state=state, tensors=tensors, made_from=self._made_from, files={"results.csv": self._csv}
-        )
+        files = {"results.csv": self._csv}
+        return Snapshot(name=self.name_of(state), state=state, tensors=tensors, made_from=self._made_from, files=files)
+
+    def name_of(self, state: RunState) -> str:
+        """Name of the checkpoint that holds `state`."""
+        return checkpoint_name(step=state.step, tick=state.tick(self._num_batches))
 
     def _tensors(self) -> dict[str, dict[str, torch.Tensor]]:
         trainer = self._trainer

@@ -439,7 +439,12 @@ class SteadyTrainer(BaseTrainer):  # type: ignore[misc]  # upstream is untyped
             writer.close(timeout_s=_GRACE_S)
         if stop.acknowledged():
             raise SystemExit(EXIT_INTERRUPTED)
-        self._finish(state, log)
+        if writer.newest_committed != run.name_of(state):
+            raise SteadyError(
+                f"training is over, but its last state could not be kept in {checkpoints.root}",
+                remedy=f"make room, then run steadyolo resume {self._folder}; events.jsonl has the error",
+            )
+        self._finish(state)
         log.emit(
             events.RunFinished(
                 epochs=state.epochs_closed,
@@ -510,7 +515,7 @@ class SteadyTrainer(BaseTrainer):  # type: ignore[misc]  # upstream is untyped
         self.run_callbacks("on_train_start")
         return state
 
-    def _finish(self, state: RunState, log: events.EventLog) -> None:
+    def _finish(self, state: RunState) -> None:
         try:
             self.final_eval()
         except ScoringCut:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _compat_pickle
 import importlib
 import io
 import pickle
@@ -103,6 +104,11 @@ class _Inspector(pickle.Unpickler):
         self.refused: set[str] = set()
 
     def find_class(self, module_name: str, global_name: str, /) -> Any:
+        # torch.save writes protocol 2, whose names are Python 2's.
+        module_name, global_name = _compat_pickle.NAME_MAPPING.get(
+            (module_name, global_name), (module_name, global_name)
+        )
+        module_name = _compat_pickle.IMPORT_MAPPING.get(module_name, module_name)
         if not _is_admitted(module_name, global_name):
             self.refused.add(f"{module_name}.{global_name}")
         return _Inert
