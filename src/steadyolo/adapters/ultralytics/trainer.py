@@ -7,32 +7,24 @@ the step, saving, recovery and stopping are ours.
 from __future__ import annotations
 
 import contextlib
-import json
-import logging
-import os
-import socket
 import time
-import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from ultralytics import __version__ as ultralytics_version
-from ultralytics.cfg import DEFAULT_CFG, get_cfg, get_save_dir
+from ultralytics.cfg import DEFAULT_CFG
 from ultralytics.engine.trainer import BaseTrainer
 from ultralytics.models.yolo.classify import ClassificationTrainer
 from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.models.yolo.obb import OBBTrainer
 from ultralytics.models.yolo.pose import PoseTrainer
 from ultralytics.models.yolo.segment import SegmentationTrainer
-from ultralytics.utils import LOGGER, nms
+from ultralytics.utils import LOGGER
 from ultralytics.utils.torch_utils import unwrap_model
 
 from steadyolo import events
-from steadyolo.adapters.ultralytics.arguments import check_arguments, check_changes
 from steadyolo.adapters.ultralytics.checked_data import (
     is_label_problem,
     listed,
@@ -43,31 +35,34 @@ from steadyolo.adapters.ultralytics.checked_data import (
 from steadyolo.adapters.ultralytics.dataset import KeyedClassificationDataset, KeyedDataset
 from steadyolo.adapters.ultralytics.export import WeightExporter
 from steadyolo.adapters.ultralytics.loader import PREFETCH_BATCHES, KeyedLoader
+from steadyolo.adapters.ultralytics.opening import (
+    OURS_FOLDER,
+    Opened,
+    clear_disk_errors,
+    num_cores,
+    open_existing,
+    open_new,
+    package_versions,
+    to_json,
+    writer_id,
+)
 from steadyolo.adapters.ultralytics.run import ScoringCut, UltralyticsRun
-from steadyolo.adapters.ultralytics.weights import check_weights
+from steadyolo.adapters.ultralytics.workarounds import light_determinism, patient_nms, quiet_upstream
 from steadyolo.data.fingerprint import fingerprint
 from steadyolo.data.order import SampleOrder
 from steadyolo.data.window import DecodedWindow
-from steadyolo.errors import DataLoss, SteadyError, UserError
-from steadyolo.spec.run_spec import RunSpec, make_spec
+from steadyolo.errors import SteadyError, UserError
 from steadyolo.state.run_state import Ledger, RunState
-from steadyolo.state.snapshot import Snapshot
 from steadyolo.train.host_copy import HostCopies
 from steadyolo.train.precision import Precision, choose_precision
 from steadyolo.train.signals import EXIT_INTERRUPTED, StopRequest, exit_at_once
 from steadyolo.train.supervisor import supervise
 from steadyolo.vault.checkpoints import Checkpoints, Committed
-from steadyolo.vault.disk import ensure_folder
 from steadyolo.vault.files import replace_file
-from steadyolo.vault.lock import RunLock
 from steadyolo.vault.writer import BackgroundWriter
-from steadyolo.version import __version__
 
-OURS_FOLDER = "steadyolo"
 _GRACE_S = 20.0  # a stop must be over within 25 s; what is committed by then is what there is
-_UNLIMITED_S = 1e9
 _FUSABLE = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW)
-_STRICT_VERSIONS = ("torch", "ultralytics")  # other than these may change in their last digits without changing results
 
 
 class SteadyTrainer(BaseTrainer):  # type: ignore[misc]  # upstream is untyped
@@ -88,119 +83,34 @@ class SteadyTrainer(BaseTrainer):  # type: ignore[misc]  # upstream is untyped
 
     def __init__(self, cfg: Any = DEFAULT_CFG, overrides: Any = None, _callbacks: Any = None) -> None:
         given = {name: value for name, value in (overrides or {}).items() if name != "session"}
-        ours = {name: given.pop(name) for name in list(given) if "." in name}
-        allowed = str(ours.pop("resume.allow", "")).replace(",", " ").split()
+        ours = {name: str(given.pop(name)) for name in list(given) if "." in name}
+        allowed = frozenset(ours.pop("resume.allow", "").replace(",", " ").split())
         resume = given.pop("resume", None)
-        self._start: Snapshot | None
-        self._allowed = allowed
         self._problems: dict[str, str] = {}
         self._log: events.EventLog | None = None
         self._stop_request = StopRequest(grace_s=_GRACE_S, overdue=exit_at_once, on_signal=self._note_signal)
-        with self._stop_request:  # setting up a large data set takes long enough to be interrupted
-            self._open(cfg, _callbacks, given, ours, resume)
+        with self._stop_request, clear_disk_errors():  # setting up takes long enough to be interrupted
+            opened = open_existing(Path(resume), given, ours, allowed) if resume else open_new(given, ours)
+            try:
+                self._set_up(opened, cfg, _callbacks)
+            except BaseException:
+                opened.lock.release()
+                raise
 
-    def _open(self, cfg: Any, callbacks: Any, given: dict[str, Any], ours: dict[str, Any], resume: Any) -> None:
-        with _clear_disk_errors():
-            if resume:
-                self._start = self._open_existing(Path(resume), given, ours)
-            else:
-                self._open_new(given, ours)
-                self._start = None
-        try:
-            self._set_up(cfg, callbacks)
-        except BaseException:
-            self._lock.release()
-            raise
-
-    def _set_up(self, cfg: Any, callbacks: Any) -> None:
-        with _clear_disk_errors():
-            arguments = dict(self.spec.arguments)
-            self._amp_given, self._num_workers = "amp" in arguments, arguments.get("workers")
-            if self._start is not None:
-                arguments.update(self._start.made_from["plan"]["optimizer"])  # what `optimizer=auto` chose holds
-            with _light_determinism(arguments.get("compile")):
-                super().__init__(cfg, {**arguments, "save_dir": str(self._folder)}, callbacks)
+    def _set_up(self, opened: Opened, cfg: Any, callbacks: Any) -> None:
+        self.spec, self._folder, self._lock = opened.spec, opened.folder, opened.lock
+        self._start, self._rejected, self._allowed = opened.start, opened.rejected, opened.allowed
+        arguments = dict(self.spec.arguments)
+        self._amp_given = "amp" in arguments
+        if self._start is not None:
+            arguments.update(self._start.made_from["plan"]["optimizer"])  # what `optimizer=auto` chose holds
+        with light_determinism(arguments.get("compile")):
+            super().__init__(cfg, {**arguments, "save_dir": str(self._folder)}, callbacks)
         if self.device.type in {"cpu", "mps"}:  # upstream loads in the training process there; so do we unless asked
-            self.args.workers = int(self._num_workers or 0)
+            self.args.workers = int(arguments.get("workers") or 0)
         if self.device.type == "cpu":  # upstream leaves one core idle
             threads = self._start.made_from["plan"]["threads"] if self._start else self.spec.num_threads
             torch.set_num_threads(threads or num_cores())
-
-    # -- opening the run folder ------------------------------------------------------------------------------------
-
-    def _open_new(self, given: dict[str, Any], ours: dict[str, Any]) -> None:
-        """Check the request, then take a folder of its own for the run."""
-        self.spec = make_spec(given, ours)
-        check_arguments(given)
-        _check_weights_of(given)
-        cfg = get_cfg(overrides=given)
-        self._folder = Path(get_save_dir(cfg)).absolute()
-        own = self._folder / OURS_FOLDER
-        if (own / "checkpoints").is_dir() and any((own / "checkpoints").iterdir()):
-            raise UserError(
-                f"{self._folder} already holds a run with checkpoints",
-                remedy=f"go on with it: steadyolo resume {self._folder}; or choose another name=",
-            )
-        ensure_folder(own)
-        self._lock = RunLock(own).acquire()
-        replace_file(own / "spec.json", _json(self.spec.to_dict()))
-
-    def _open_existing(self, folder: Path, given: dict[str, Any], ours: dict[str, Any]) -> Snapshot | None:
-        """Take an existing run's folder; returns where it goes on, None when it was killed before its first save."""
-        self._folder = folder.absolute()
-        own = self._folder / OURS_FOLDER
-        if not (own / "spec.json").is_file():
-            raise UserError(
-                f"{folder} is not a steadyolo run: it has no {OURS_FOLDER}/spec.json",
-                remedy="name a run folder; `steadyolo runs ls` lists those there are",
-            )
-        self._lock = RunLock(own).acquire()
-        before = RunSpec.from_dict(json.loads((own / "spec.json").read_text()))
-        internal = {"model", "task", "mode", "pretrained", "session"}  # set by `YOLO.train` itself
-        changes = {
-            name: value for name, value in given.items() if before.arguments.get(name) != value and name not in internal
-        }
-        check_changes(changes)
-        self.spec = before.changed(changes, {name: str(value) for name, value in ours.items()})
-        checkpoints = Checkpoints(own / "checkpoints", writer_id=_writer_id())
-        found = checkpoints.newest_verified()
-        self._rejected = found.rejected
-        if found.snapshot is None and found.rejected:
-            reasons = "".join(f"\n    {rejected.name}: {rejected.why}" for rejected in found.rejected)
-            raise DataLoss(
-                f"no checkpoint of {self._folder} can be used:{reasons}",
-                remedy="restore the folder from a copy; or start a new run from its weights/last.pt",
-            )
-        if (own / "finished.json").is_file():
-            self._refuse_finished(own)
-        if found.snapshot is not None:
-            self._check_versions(found.snapshot.made_from["versions"])
-        return found.snapshot
-
-    def _refuse_finished(self, own: Path) -> None:
-        finished = json.loads((own / "finished.json").read_text())
-        asked = int(self.spec.arguments.get("epochs", DEFAULT_CFG.epochs))
-        if asked <= finished["epochs"] and not (
-            finished["early"] and int(self.spec.arguments.get("patience", DEFAULT_CFG.patience)) > finished["patience"]
-        ):
-            raise UserError(
-                f"{self._folder} is finished: {finished['epochs']} of {asked} epochs"
-                + (" (stopped early)" if finished["early"] else ""),
-                remedy="go on further with epochs=N, or start a new run from its weights/best.pt",
-            )
-
-    def _check_versions(self, before: Mapping[str, str]) -> None:
-        now = package_versions()
-        changed = {name: (before.get(name), now[name]) for name in now if before.get(name) != now[name]}
-        strict = {name: pair for name, pair in changed.items() if name in _STRICT_VERSIONS}
-        if strict and "versions" not in self._allowed:
-            lines = ", ".join(f"{name} {was} then, {is_now} now" for name, (was, is_now) in strict.items())
-            raise UserError(
-                f"this run was made with other packages: {lines}; it would go on, but not exactly",
-                remedy="install the versions it began with, or pass allow=versions",
-            )
-        for name, (was, is_now) in changed.items():
-            LOGGER.warning(f"{name} was {was} when this run began and is {is_now} now")
 
     # -- what upstream asks its subclasses for ---------------------------------------------------------------------
 
@@ -337,7 +247,7 @@ class SteadyTrainer(BaseTrainer):  # type: ignore[misc]  # upstream is untyped
             self._log.emit(events.SignalReceived(signal=name))
 
     def validate(self) -> Any:
-        with _patient_nms():
+        with patient_nms():
             return super().validate()
 
     def final_eval(self) -> None:
@@ -347,7 +257,7 @@ class SteadyTrainer(BaseTrainer):  # type: ignore[misc]  # upstream is untyped
         LOGGER.info(f"\nValidating {self.best}...")
         self.validator.args.plots = self.args.plots
         self.validator.args.compile = False
-        with _patient_nms():
+        with patient_nms():
             self.metrics = self.validator(model=self.best)
         self.metrics.pop("fitness", None)
         self.epoch += 1
@@ -359,7 +269,7 @@ class SteadyTrainer(BaseTrainer):  # type: ignore[misc]  # upstream is untyped
     def train(self) -> Any:
         """Train to the end. Raises: SystemExit(75) when a signal stopped it, after saving."""
         try:
-            with _light_determinism(self.args.compile):
+            with light_determinism(self.args.compile):
                 return super().train()
         finally:
             self._lock.release()
@@ -387,10 +297,10 @@ class SteadyTrainer(BaseTrainer):  # type: ignore[misc]  # upstream is untyped
             log.emit(events.ImagesSkipped(count=len(self._problems), listed=self._problems))
         plan = self._plan()
         made_from = self._made_from(plan)
-        replace_file(own / "spec.json", _json(self.spec.to_dict()))
-        replace_file(own / "plan.json", _json(plan))
+        replace_file(own / "spec.json", to_json(self.spec.to_dict()))
+        replace_file(own / "plan.json", to_json(plan))
         (own / "finished.json").unlink(missing_ok=True)
-        checkpoints = Checkpoints(own / "checkpoints", writer_id=_writer_id())
+        checkpoints = Checkpoints(own / "checkpoints", writer_id=writer_id())
         copies = HostCopies()
         best_name = self._best_name(checkpoints)
         run_stalls: dict[str, float] = {}
@@ -432,7 +342,7 @@ class SteadyTrainer(BaseTrainer):  # type: ignore[misc]  # upstream is untyped
         )
         state = self._begin(run, writer, checkpoints, log)
         try:
-            with _quiet_upstream() if self.watchers else contextlib.nullcontext():
+            with quiet_upstream() if self.watchers else contextlib.nullcontext():
                 state = supervise(run, state, num_tries=self.spec.num_tries)
         finally:
             self.train_loader.close()
@@ -534,7 +444,7 @@ class SteadyTrainer(BaseTrainer):  # type: ignore[misc]  # upstream is untyped
             "best_fitness": state.ledger.best_fitness,
             "best_epoch": state.ledger.best_epoch,
         }
-        replace_file(self._folder / OURS_FOLDER / "finished.json", _json(finished))
+        replace_file(self._folder / OURS_FOLDER / "finished.json", to_json(finished))
 
     def _reconsider_stop(self, state: RunState) -> RunState:
         """More patience than before takes an early stop back."""
@@ -669,104 +579,7 @@ _BY_TASK: dict[str, type[SteadyTrainer]] = {
 }
 
 
-def package_versions() -> dict[str, str]:
-    """Versions that a run's exactness depends on."""
-    from importlib.metadata import version
-
-    import cv2
-    import numpy
-
-    return {
-        "steadyolo": __version__,
-        "torch": torch.__version__,
-        "ultralytics": ultralytics_version,
-        "numpy": numpy.__version__,
-        "opencv": cv2.__version__,
-        "torchvision": version("torchvision"),
-    }
-
-
-def num_cores() -> int:
-    """Processor cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _writer_id() -> str:
-    return f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
-
-
-def _json(value: Any) -> bytes:
-    return (json.dumps(value, indent=2, default=str) + "\n").encode()
-
-
-def _check_weights_of(given: Mapping[str, Any]) -> None:
-    for name in ("model", "pretrained"):
-        path = Path(str(given.get(name) or ""))
-        if path.suffix == ".pt" and path.exists():
-            check_weights(path)
-        elif name == "model" and path.suffix in {".yaml", ".yml"} and path.parent != Path(".") and not path.exists():
-            raise UserError(f"the model yaml {path} is not there", remedy="check the path, or name one of Ultralytics'")
-
-
 def _fraction(fraction: Any, mode: str, split: str) -> Any:
     from ultralytics.data.utils import get_split_fraction
 
     return get_split_fraction(fraction, "train" if mode == "train" else split)
-
-
-@contextlib.contextmanager
-def _patient_nms() -> Iterator[None]:
-    """Let NMS finish. Upstream stops it at a wall-clock limit and drops the remaining images' boxes: on a busy machine
-    the score of the same weights would change. Remove when `max_time_img` can be passed through a validator.
-    """
-    upstream = nms.non_max_suppression
-    nms.non_max_suppression = partial(upstream, max_time_img=_UNLIMITED_S)
-    try:
-        yield
-    finally:
-        nms.non_max_suppression = upstream
-
-
-@contextlib.contextmanager
-def _light_determinism(compiles: Any) -> Iterator[None]:
-    """Let upstream switch torch's deterministic mode without torch importing its compiler for it, which takes seconds
-    of each start (torch 2.14.1). Only the compiler reads what is left out. Remove when torch imports it lazily.
-    """
-    heavy = torch.use_deterministic_algorithms
-
-    def light(mode: bool, *, warn_only: bool = False) -> None:
-        torch._C._set_deterministic_algorithms(mode, warn_only=warn_only)
-
-    if not compiles:
-        torch.use_deterministic_algorithms = light
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms = heavy
-
-
-@contextlib.contextmanager
-def _quiet_upstream() -> Iterator[None]:
-    """Silence upstream's bars and tables while a display of ours shows the same."""
-    level = LOGGER.level
-    LOGGER.setLevel(logging.WARNING)
-    try:
-        yield
-    finally:
-        LOGGER.setLevel(level)
-
-
-@contextlib.contextmanager
-def _clear_disk_errors() -> Iterator[None]:
-    """Turn a disk that is full or read-only at the start into a clear error."""
-    try:
-        yield
-    except SteadyError:
-        raise
-    except OSError as error:
-        if error.filename is None and error.errno is None:
-            raise
-        raise UserError(
-            f"the run folder cannot be used: {error.strerror or error} ({error.filename})",
-            remedy="choose a writable project= with free space",
-        ) from error

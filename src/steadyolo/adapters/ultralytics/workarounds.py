@@ -1,0 +1,56 @@
+"""Where upstream's habits stand in the way of a run: each with its version and the condition for removing it."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import torch
+from ultralytics.utils import LOGGER, nms
+
+_UNLIMITED_S = 1e9
+
+
+@contextlib.contextmanager
+def patient_nms() -> Iterator[None]:
+    """Let NMS finish. Upstream stops it at a wall-clock limit and drops the remaining images' boxes: on a busy machine
+    the score of the same weights would change. Remove when `max_time_img` can be passed through a validator.
+    """
+    upstream = nms.non_max_suppression
+    nms.non_max_suppression = partial(upstream, max_time_img=_UNLIMITED_S)
+    try:
+        yield
+    finally:
+        nms.non_max_suppression = upstream
+
+
+@contextlib.contextmanager
+def light_determinism(compiles: Any) -> Iterator[None]:
+    """Let upstream switch torch's deterministic mode without torch importing its compiler for it, which takes seconds
+    of each start (torch 2.14.1). Only the compiler reads what is left out. Remove when torch imports it lazily.
+    """
+    heavy = torch.use_deterministic_algorithms
+
+    def light(mode: bool, *, warn_only: bool = False) -> None:
+        torch._C._set_deterministic_algorithms(mode, warn_only=warn_only)
+
+    if not compiles:
+        torch.use_deterministic_algorithms = light
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms = heavy
+
+
+@contextlib.contextmanager
+def quiet_upstream() -> Iterator[None]:
+    """Silence upstream's bars and tables while a display of ours shows the same."""
+    level = LOGGER.level
+    LOGGER.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        LOGGER.setLevel(level)
