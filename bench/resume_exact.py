@@ -54,7 +54,7 @@ MODELS = {
 }
 CADENCES = ("1steps", "2steps", "3steps", "1s", "auto")
 WORKERS = (0, 2)
-NUM_TRAIN, NUM_VAL, BATCH = 22, 8, 4  # the last batch of an epoch is smaller, and no window divides an epoch
+NUM_TRAIN, NUM_VAL, BATCH = 22, 8, 4  # 6 batches an epoch, the last one smaller: windows of 4 and 5 cross its end
 STARTUP_SHARE = 0.15  # of the kills come before the run has begun to train
 VICTIMS_OF_ONE = 2  # interrupted runs for each undisturbed one
 MAX_FAILURES = 10  # then there is something to look at
@@ -105,7 +105,7 @@ def configurations(seed: int, *, out: Path, threads: int) -> Iterator[Configurat
                 "epochs": epochs,
                 "imgsz": 64,
                 "batch": BATCH,
-                "nbs": BATCH * draws.choice((1, 3, 4, 5)),
+                "nbs": BATCH * draws.choice((1, 4, 4, 5)),
                 "warmup_epochs": draws.choice((0, 0, 1)),
                 "optimizer": draws.choice(("SGD", "AdamW", "auto")),
                 "close_mosaic": draws.choice((0, 1, 2)),
@@ -239,6 +239,17 @@ def digests(run: Path) -> dict[str, str]:
     return found
 
 
+def newest_saved(run: Path) -> str:
+    """What kind of moment the newest committed checkpoint was taken at."""
+    for folder in sorted((run / "steadyolo" / "checkpoints").glob("step-????????.????????"), reverse=True):
+        if (folder / "manifest.json").is_file():
+            state = json.loads((folder / "state.json").read_text(encoding="utf-8"))["state"]
+            if state["pending_batches"]:
+                return "gradients waited for their update"
+            return "in an epoch" if state["cursor"]["batch"] else "between epochs"
+    return "nothing was saved"
+
+
 def rows(run: Path) -> list[dict[str, str]]:
     """The rows of `results.csv`, without the time."""
     text = (run / "results.csv").read_text(encoding="utf-8")
@@ -288,8 +299,10 @@ class Campaign:
     num_hit: int = 0
     num_missed: int = 0
     phases: Counter[str] = field(default_factory=Counter)
+    hits: Counter[str] = field(default_factory=Counter)  # by run
     tasks: Counter[str] = field(default_factory=Counter)
     workers: Counter[str] = field(default_factory=Counter)
+    goes_on_from: Counter[str] = field(default_factory=Counter)
     num_runs: int = 0
     num_exact: int = 0
     failures: list[bench.Json] = field(default_factory=list)
@@ -299,19 +312,23 @@ class Campaign:
         late = time.monotonic() >= self.ends_at_s
         return self.num_hit >= self.wanted_kills or late or len(self.failures) >= MAX_FAILURES
 
-    def note_kill(self, attempt: Attempt, configuration: Configuration, workers: int, *, hit: bool) -> None:
+    def note_kill(self, name: str, attempt: Attempt, configuration: Configuration, workers: int, *, hit: bool) -> None:
         with self.lock:
             if not hit:
                 self.num_missed += 1
                 return
             self.num_hit += 1
+            self.hits[name] += 1
             self.phases[attempt.phase()] += 1
             self.tasks[configuration.task] += 1
             self.workers[f"{workers} workers"] += 1
+            self.goes_on_from[newest_saved(attempt.run)] += 1
 
-    def note_run(self, name: str, num_kills: int, differing: list[str], error: str = "") -> None:
+    def note_run(self, name: str, differing: list[str], error: str = "") -> None:
+        """A run is over. One that was never killed is not counted, but its failure is kept."""
         with self.lock:
-            if num_kills or error:
+            num_kills = self.hits[name]
+            if num_kills:
                 self.num_runs += 1
                 self.num_exact += not differing and not error
             if differing or error:
@@ -348,31 +365,31 @@ def interrupt(
     life: Life,
     run: Path,
     *,
-    kills: int,
+    name: str,
     draws: random.Random,
     campaign: Campaign,
     out: Path,
-) -> int:
-    """Make a run that is killed up to `kills` times and then left to finish. Returns how many kills hit."""
-    num_hit = 0
+) -> None:
+    """Make a run that is killed a few times and then left to finish."""
+    kills = draws.randint(2, 6)
+    turn = draws.randrange(len(WORKERS))
     log = run.with_suffix(".log")
     while not _is_finished(run):
-        workers, cadence = draws.choice(WORKERS), draws.choice(CADENCES)
+        turn += 1
+        workers, cadence = WORKERS[turn % len(WORKERS)], draws.choice(CADENCES)
         changing = [f"workers={workers}", f"save.every={cadence}"]
         if (run / "steadyolo" / "spec.json").is_file():
             command = steadyolo("resume", str(run), *changing)
         else:
             command = steadyolo("train", *configuration.pairs(), *_place(run), *changing)
         attempt = start_attempt(command, run, out=out, log=log)
-        if num_hit < kills and not campaign.is_over():
+        if campaign.hits[name] < kills and not campaign.is_over():
             _wait_for_the_instant(attempt, life, configuration, draws)
             hit = attempt.kill()
-            campaign.note_kill(attempt, configuration, workers, hit=hit)
-            num_hit += hit
+            campaign.note_kill(name, attempt, configuration, workers, hit=hit)
             if hit:
                 continue
         _refuse_failure(attempt, log)
-    return num_hit
 
 
 def _wait_for_the_instant(attempt: Attempt, life: Life, configuration: Configuration, draws: random.Random) -> None:
@@ -402,7 +419,7 @@ def _refuse_failure(attempt: Attempt, log: Path) -> None:
         attempt.kill()
         raise ProcessFailed(f"it hung for {TIMEOUT_S:.0f} s; see {log}") from None
     if code:
-        tail = log.read_text(encoding="utf-8", errors="replace")[-1500:]
+        tail = log.read_text(encoding="utf-8", errors="replace")[-500:]
         raise ProcessFailed(f"exit code {code}; see {log}\n{tail}")
 
 
@@ -431,13 +448,12 @@ def conduct(configuration: Configuration, campaign: Campaign, args: Any, out: Pa
             name = f"{configuration.name}-{victim}"
             draws = random.Random(f"{args.seed}-{name}")
             run = folder / f"killed-{victim}"
-            kills = draws.randint(2, 6)
-            num_hit = interrupt(configuration, life, run, kills=kills, draws=draws, campaign=campaign, out=out)
+            interrupt(configuration, life, run, name=name, draws=draws, campaign=campaign, out=out)
             found = digests(run)
             differing = sorted(key for key in expected.keys() | found.keys() if expected.get(key) != found.get(key))
-            campaign.note_run(name, num_hit, differing)
+            campaign.note_run(name, differing)
     except ProcessFailed as failure:
-        campaign.note_run(name, 0, [], error=str(failure))
+        campaign.note_run(name, [], error=str(failure))
     if len(campaign.failures) == num_kept:
         shutil.rmtree(folder)  # what went well is not looked at again; the rest is evidence
 
@@ -541,6 +557,7 @@ def main() -> None:
             "by_phase": dict(campaign.phases),
             "by_task": dict(campaign.tasks),
             "by_workers": dict(campaign.workers),
+            "by_what_was_saved": dict(campaign.goes_on_from),
         },
         runs={"killed": campaign.num_runs, "exact": campaign.num_exact},
         theirs_runs=other,

@@ -28,6 +28,8 @@ def train(
         raise UserError(
             "nothing is given to train", remedy="run steadyolo train data=pcb.yaml model=yolo11n.pt epochs=100"
         )
+    if arguments.get("resume"):
+        raise UserError("resume=... is not how a run goes on", remedy="use `steadyolo resume RUN`")
     arguments = {**arguments, "task": arguments.get("task") or _task_of(arguments), "mode": "train"}
     start(arguments, ours)
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ultralytics.cfg import DEFAULT_CFG_DICT, get_cfg
+from ultralytics.utils.torch_utils import parse_device, select_device
 
 from steadyolo.errors import UserError
 from steadyolo.spec.run_spec import unknown_argument
@@ -26,6 +27,7 @@ MAY_CHANGE = frozenset(
         "data",
     }
 )
+OPTIMIZERS = ("auto", "SGD", "MuSGD", "Adam", "Adamax", "AdamW", "NAdam", "RAdam", "RMSProp")
 TASKS = ("detect", "segment", "pose", "obb", "classify")
 
 
@@ -45,11 +47,25 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
     if values.get("data") is None:
         raise UserError("no data is given", remedy="add data=PATH to a data yaml (a folder for classification)")
     _refuse_contradictions(values)
+    _refuse_what_is_not_there(values)
     try:
         get_cfg(overrides=values)
     except (TypeError, ValueError, SyntaxError) as error:
         raise UserError(
             str(error).strip(), remedy="correct this argument; Ultralytics' documentation lists its values"
+        ) from None
+
+
+def _refuse_what_is_not_there(values: Mapping[str, Any]) -> None:
+    optimizer = str(values.get("optimizer", "auto"))
+    if optimizer.lower() not in {name.lower() for name in OPTIMIZERS}:
+        raise UserError(f"optimizer={optimizer} is unknown", remedy=f"use one of {', '.join(OPTIMIZERS)}")
+    try:
+        select_device(parse_device(values.get("device")), verbose=False)
+    except (ValueError, AssertionError, RuntimeError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"device={values.get('device')} cannot be used: {first}", remedy="use device=cpu, or one that is there"
         ) from None
 
 

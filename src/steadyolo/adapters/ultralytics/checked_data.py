@@ -2,39 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 from PIL import Image
-from ultralytics.data.utils import verify_image_label
+from ultralytics.data.utils import check_image
 
 from steadyolo.errors import UserError
 from steadyolo.vault.files import replace_file
 
 _NUM_LISTED = 10
-_LABEL_PROBLEMS = ("label", "non-normalized", "negative", "non-integer")
 _MAY_BE_16_BIT = {".png", ".tif", ".tiff"}
 
 
-def unusable(before: list[str], dataset: Any) -> dict[str, str]:
-    """Files of `before` that Ultralytics' scan left out of `dataset`, each with the reason it gave."""
-    kept = set(dataset.im_files)
-    lost = [file for file in before if file not in kept]
-    label_of = dict(zip(before, dataset.label_files, strict=True))
-    arguments = next(iter(dataset.verify_args()[1]), None)
-    found = {}
+@dataclass(frozen=True, slots=True)
+class Problems:
+    """Files that cannot be learned from, each with the reason: because of the image itself, or of its labels."""
+
+    images: dict[str, str]
+    labels: dict[str, str]
+
+    @property
+    def all(self) -> dict[str, str]:
+        return {**self.images, **self.labels}
+
+
+def problems_of(lost: list[str], scan: Callable[[str], str]) -> Problems:
+    """Why Ultralytics' scan left out each file of `lost`. `scan` gives the message that it has for a file."""
+    images: dict[str, str] = {}
+    labels: dict[str, str] = {}
     for file in lost:
-        *_, message = verify_image_label((file, label_of[file], *arguments[2:])) if arguments else ("unreadable",)
-        found[file] = message.rpartition("ignoring corrupt image/label: ")[2] or "unreadable"
-    return found
-
-
-def is_label_problem(reason: str) -> bool:
-    """True when a reason that Ultralytics' scan gave is about the label file, not the image."""
-    return reason.lower().startswith(_LABEL_PROBLEMS)
+        try:
+            check_image(file)
+        except Exception as error:  # noqa: BLE001  # any file may be among images; what cannot be read is listed
+            images[file] = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        else:
+            labels[file] = scan(file).rpartition("ignoring corrupt image/label: ")[2] or "its labels cannot be read"
+    return Problems(images, labels)
 
 
 def sixteen_bit(files: list[str]) -> dict[str, str]:

@@ -14,11 +14,14 @@ from typing import Any
 
 import numpy as np
 from ultralytics.data.dataset import ClassificationDataset, YOLODataset
+from ultralytics.data.utils import verify_image_label
 
-from steadyolo.adapters.ultralytics.checked_data import sixteen_bit, unusable
+from steadyolo.adapters.ultralytics.checked_data import Problems, problems_of, sixteen_bit
 from steadyolo.data.order import SampleOrder
 from steadyolo.data.randomness import seed_generators
 from steadyolo.data.window import DecodedWindow
+
+OnProblems = Callable[[Problems, int], None]  # with the number of images that are left
 
 
 class _Partners(list[int]):
@@ -31,7 +34,7 @@ class _Partners(list[int]):
 class KeyedDataset(YOLODataset):  # type: ignore[misc]  # upstream is untyped
     """`YOLODataset` whose items are named by position in a `SampleOrder` and depend on nothing else."""
 
-    def __init__(self, *args: Any, on_problems: Callable[[dict[str, str], int], None], **kwargs: Any) -> None:
+    def __init__(self, *args: Any, on_problems: OnProblems, **kwargs: Any) -> None:
         self._on_problems = on_problems
         self._order: SampleOrder | None = None
         super().__init__(*args, **kwargs)
@@ -39,14 +42,21 @@ class KeyedDataset(YOLODataset):  # type: ignore[misc]  # upstream is untyped
     def get_labels(self) -> list[dict[str, Any]]:
         """As upstream, telling `on_problems` which images were left out and why, and leaving 16-bit ones out too."""
         before = list(self.im_files)
-        labels: list[dict[str, Any]] = super().get_labels()
+        label_file = dict(zip(before, self.get_label_files(), strict=True))
+        _, scans = self.verify_args()
+        rest = next(iter(scans))[2:]
+        labels: list[dict[str, Any]] = []
+        try:
+            labels = super().get_labels()
+        except RuntimeError:  # not one image is left; told below, with each reason
+            self.im_files: list[str] = []
         deep = sixteen_bit(self.im_files)
-        if deep:
-            labels = [label for label in labels if label["im_file"] not in deep]
-            self.im_files = [label["im_file"] for label in labels]
-        problems = unusable(before, self) | deep
-        if problems:
-            self._on_problems(problems, len(labels))
+        labels = [label for label in labels if label["im_file"] not in deep]
+        self.im_files = [label["im_file"] for label in labels]
+        lost = sorted(set(before) - set(self.im_files) - set(deep))
+        found = problems_of(lost, lambda file: str(verify_image_label((file, label_file[file], *rest))[-1]))
+        if lost or deep:
+            self._on_problems(Problems({**found.images, **deep}, found.labels), len(labels))
         return labels
 
     def keyed(self, order: SampleOrder, *, window: DecodedWindow, first_closed_epoch: int | None, hyp: Any) -> None:
@@ -109,7 +119,21 @@ def _draw_from_window(transform: Any) -> None:
 class KeyedClassificationDataset(ClassificationDataset):  # type: ignore[misc]  # upstream is untyped
     """`ClassificationDataset` whose items are named by position in a `SampleOrder` and depend on nothing else."""
 
-    _order: SampleOrder | None = None
+    def __init__(self, *args: Any, on_problems: OnProblems, **kwargs: Any) -> None:
+        self._on_problems = on_problems
+        self._order: SampleOrder | None = None
+        super().__init__(*args, **kwargs)
+
+    def verify_images(self) -> list[tuple[str, int]]:
+        """As upstream, telling `on_problems` which images were left out and why, and leaving 16-bit ones out too."""
+        before = [file for file, _ in self.samples]
+        kept: list[tuple[str, int]] = super().verify_images()
+        deep = sixteen_bit([file for file, _ in kept])
+        kept = [sample for sample in kept if sample[0] not in deep]
+        lost = sorted(set(before) - {file for file, _ in kept} - set(deep))
+        if lost or deep:
+            self._on_problems(Problems({**problems_of(lost, str).images, **deep}, {}), len(kept))
+        return kept
 
     def keyed(self, order: SampleOrder) -> None:
         """Bind to an order; without one, items are named by upstream's own indices."""

@@ -81,7 +81,7 @@ def open_existing(folder: Path, given: Mapping[str, Any], ours: Mapping[str, str
         changes = {
             name: value
             for name, value in given.items()
-            if before.arguments.get(name) != value and name not in _SET_BY_UPSTREAM
+            if before.arguments.get(name) != value and name not in _SET_BY_UPSTREAM and value is not None
         }
         check_changes(changes)
         spec = before.changed(changes, ours)
@@ -172,6 +172,8 @@ def _check_weights_of(given: Mapping[str, Any]) -> None:
         path = Path(str(given.get(name) or ""))
         if path.suffix == ".pt" and path.exists():
             check_weights(path)
+        elif path.suffix == ".pt" and path.parent != Path("."):
+            raise UserError(f"{name}={path} is not there", remedy="check the path")
         elif name == "model" and path.suffix in {".yaml", ".yml"} and path.parent != Path(".") and not path.exists():
             raise UserError(f"the model yaml {path} is not there", remedy="check the path, or name one of Ultralytics'")
 

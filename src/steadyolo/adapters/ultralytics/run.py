@@ -118,7 +118,8 @@ class UltralyticsRun:
     def is_over(self, state: RunState) -> bool:
         args = self._trainer.args
         late = bool(args.time) and state.seconds > args.time * 3600
-        return state.epochs_closed >= self._trainer.epochs or state.ledger.stop or late or bool(self._trainer.stop)
+        told = bool(self._trainer.stop) and not state.cursor.batch  # by a callback; its epoch is closed first
+        return state.epochs_closed >= self._trainer.epochs or state.ledger.stop or late or told
 
     def is_trained(self, state: RunState) -> bool:
         # A callback that sets `stop` ends the epoch where it is; the epoch is still scored and saved, as upstream does.

@@ -26,7 +26,7 @@ from ultralytics.utils.torch_utils import unwrap_model
 
 from steadyolo import events
 from steadyolo.adapters.ultralytics.checked_data import (
-    is_label_problem,
+    Problems,
     listed,
     refuse_labels,
     resolve_yaml,
@@ -88,6 +88,7 @@ class SteadyTrainer(BaseTrainer):  # type: ignore[misc]  # upstream is untyped
         resume = given.pop("resume", None)
         self._problems: dict[str, str] = {}
         self._log: events.EventLog | None = None
+        self._save_error = "the disk did not answer"
         self._stop_request = StopRequest(grace_s=_GRACE_S, overdue=exit_at_once, on_signal=self._note_signal)
         with self._stop_request, clear_disk_errors():  # setting up takes long enough to be interrupted
             opened = open_existing(Path(resume), given, ours, allowed) if resume else open_new(given, ours)
@@ -113,6 +114,18 @@ class SteadyTrainer(BaseTrainer):  # type: ignore[misc]  # upstream is untyped
             torch.set_num_threads(threads or num_cores())
 
     # -- what upstream asks its subclasses for ---------------------------------------------------------------------
+
+    def setup_model(self) -> Any:
+        """As upstream. Raises: UserError when the model cannot be found, built or loaded."""
+        try:
+            return super().setup_model()
+        except SteadyError:
+            raise
+        except Exception as error:
+            raise UserError(
+                f"the model {self.args.model} cannot be built: {type(error).__name__}: {error}",
+                remedy="name a model of Ultralytics such as yolo11n.pt or yolo11n.yaml, or correct the file",
+            ) from error
 
     def get_dataset(self) -> dict[str, Any]:
         data = Path(str(self.args.data))
@@ -169,16 +182,16 @@ class SteadyTrainer(BaseTrainer):  # type: ignore[misc]  # upstream is untyped
         )
         return dataset
 
-    def _note_problems(self, problems: dict[str, str], num_left: int) -> None:
+    def _note_problems(self, problems: Problems, num_left: int) -> None:
         """Refuse bad labels unless asked otherwise; leave out and list what else cannot be used."""
-        labels = {file: why for file, why in problems.items() if is_label_problem(why)}
-        if labels and self.spec.bad_labels == "refuse":
-            raise refuse_labels(labels)
+        if problems.labels and self.spec.bad_labels == "refuse":
+            raise refuse_labels(problems.labels)
         if not num_left:
             raise UserError(
-                f"none of the {len(problems)} images can be used:\n{listed(problems)}", remedy="look at these files"
+                f"none of the {len(problems.all)} images can be used:\n{listed(problems.all)}",
+                remedy="look at these files",
             )
-        self._problems |= problems
+        self._problems |= problems.all
 
     def _bind(self, dataset: Any, order: SampleOrder) -> None:
         num_workers = int(self.args.workers)
@@ -316,6 +329,10 @@ class SteadyTrainer(BaseTrainer):  # type: ignore[misc]  # upstream is untyped
                 )
             )
 
+        def on_failed(name: str, error: Exception) -> None:
+            self._save_error = str(error)
+            log.emit(events.SaveFailed(name=name, error=str(error)))
+
         writer = BackgroundWriter(
             checkpoints,
             keep_last=self.spec.num_keep_last,
@@ -325,7 +342,7 @@ class SteadyTrainer(BaseTrainer):  # type: ignore[misc]  # upstream is untyped
                 self.ema.ema, self.wdir, train_args=vars(self.args), save_period=int(self.args.save_period)
             ),
             on_committed=on_committed,
-            on_failed=lambda name, error: log.emit(events.SaveFailed(name=name, error=str(error))),
+            on_failed=on_failed,
             release=lambda snapshot: copies.release(snapshot.tensors),
         )
         run = UltralyticsRun(
@@ -351,8 +368,8 @@ class SteadyTrainer(BaseTrainer):  # type: ignore[misc]  # upstream is untyped
             raise SystemExit(EXIT_INTERRUPTED)
         if writer.newest_committed != run.name_of(state):
             raise SteadyError(
-                f"training is over, but its last state could not be kept in {checkpoints.root}",
-                remedy=f"make room, then run steadyolo resume {self._folder}; events.jsonl has the error",
+                f"training is over, but its last state could not be kept in {checkpoints.root}: {self._save_error}",
+                remedy=f"make room, then run steadyolo resume {self._folder}",
             )
         self._finish(state)
         log.emit(
@@ -419,8 +436,8 @@ class SteadyTrainer(BaseTrainer):  # type: ignore[misc]  # upstream is untyped
             run.drain()
             if writer.newest_committed is None:
                 raise UserError(
-                    f"the first checkpoint could not be written to {checkpoints.root}",
-                    remedy="make room or choose another project=; events.jsonl has the error",
+                    f"the first checkpoint could not be written to {checkpoints.root}: {self._save_error}",
+                    remedy="make room or choose another project=",
                 )
         self.run_callbacks("on_train_start")
         return state
@@ -564,6 +581,7 @@ class SteadyClassificationTrainer(SteadyTrainer, ClassificationTrainer):  # type
             augment=mode == "train",
             prefix="train" if mode == "train" else self.args.split,
             names=self.data["names"],
+            on_problems=self._note_problems,
         )
 
     def _bind(self, dataset: Any, order: SampleOrder) -> None:

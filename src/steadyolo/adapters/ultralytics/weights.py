@@ -60,7 +60,7 @@ def check_weights(path: Path) -> None:
             if name is None:
                 raise _not_weights(path, "it holds no data.pkl")
             inspector = _Inspector(io.BytesIO(archive.read(name)))
-        inspector.load()
+        content = inspector.load()
     except UserError:
         raise
     except Exception as error:  # noqa: BLE001  # bytes from anywhere: whatever they raise, they are no checkpoint
@@ -70,6 +70,8 @@ def check_weights(path: Path) -> None:
             f"{path} would run code that is not part of a model: {', '.join(sorted(inspector.refused)[:5])}",
             remedy="do not load it; ask its author for plain weights, or train from a model yaml",
         )
+    if not isinstance(content, dict) or not {"model", "ema"} & content.keys():
+        raise _not_weights(path, "it holds no model")
 
 
 def _not_weights(path: Path, why: str) -> UserError:
