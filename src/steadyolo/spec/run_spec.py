@@ -76,6 +76,13 @@ def _whole(least: int) -> Callable[[str, str], int]:
     return parse
 
 
+def _duration_s(name: str, text: str) -> float:
+    try:
+        return parse_duration_s(text)
+    except UserError as error:
+        raise UserError(f"{name}: {error.message}", remedy=error.remedy) from None
+
+
 def _share(name: str, text: str) -> float:
     try:
         value = float(text)
@@ -111,7 +118,7 @@ class Setting:
 OURS: dict[str, Setting] = {
     "save.every": Setting("save_every", lambda _, text: parse_cadence(text), "auto | 30s | 5min | 200steps"),
     "save.keep_last": Setting("num_keep_last", _whole(1), "newest checkpoints kept; the best one is kept beside them"),
-    "save.mtbf": Setting("mtbf_s", lambda _, text: parse_duration_s(text), "assumed time between failures (auto)"),
+    "save.mtbf": Setting("mtbf_s", _duration_s, "assumed time between failures (auto)"),
     "save.budget_share": Setting("save_budget_share", _share, "largest share of training time spent on saves (auto)"),
     "precision.compute": Setting(
         "compute", _one_of("auto", "fp32", "bf16", "fp16"), "auto | fp32 | bf16 | fp16", may_change=False

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar
 
 from steadyolo.errors import UserError
@@ -79,10 +79,14 @@ class RunState:
                 remedy="resume with the steadyolo version that wrote it; the checkpoint's manifest names it",
             )
         values = {name: raw[name] for name in wanted - {"version"}}
-        return replace(
-            cls(**values),
-            cursor=Cursor(**raw["cursor"]),
-            ledger=Ledger(**raw["ledger"]),
-            skipped=tuple(Cursor(**c) for c in raw["skipped"]),
-            optimizer_groups=tuple(raw["optimizer_groups"]),
-        )
+        try:
+            values["cursor"] = Cursor(**raw["cursor"])
+            values["ledger"] = Ledger(**raw["ledger"])
+            values["skipped"] = tuple(Cursor(**cursor) for cursor in raw["skipped"])
+            values["optimizer_groups"] = tuple(dict(group) for group in raw["optimizer_groups"])
+        except (TypeError, ValueError) as error:
+            raise UserError(
+                f"a part of this run state has another shape: {error}",
+                remedy="resume with the steadyolo version that wrote it; the checkpoint's manifest names it",
+            ) from None
+        return cls(**values)

@@ -29,7 +29,7 @@ class FakePart:
 
 
 class Network(nn.Module):
-    """Two heads on one trunk."""
+    """Two heads on one trunk; the second does not teach it, as in end-to-end detectors."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class Network(nn.Module):
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         features = self.trunk(images).tanh().mean((2, 3))
-        return {"many": self.many(features), "one": self.one(features)}
+        return {"many": self.many(features), "one": self.one(features.detach())}
 
 
 def criterion(preds: dict[str, Tensor], batch: dict[str, Any]) -> FakePart:
@@ -88,21 +88,20 @@ def gradients(made: Stepper) -> dict[str, Tensor]:
 @pytest.mark.parametrize("num_images", [1, 2, 3, 4, 6])
 def test_parts_give_the_loss_of_the_whole(num_images: int) -> None:
     whole, parts = stepper(99).accumulate(batch(1)), stepper(num_images).accumulate(batch(1))
-    assert parts.loss == pytest.approx(whole.loss, rel=1e-12)
-    assert parts.items["loss"] == pytest.approx(whole.items["loss"], rel=1e-12)
+    assert float(parts.loss) == pytest.approx(float(whole.loss), rel=1e-12)
+    assert float(parts.items["loss"]) == pytest.approx(float(whole.items["loss"]), rel=1e-12)
     assert bool(parts.finite)
     assert bool(whole.finite)
 
 
 @pytest.mark.parametrize("num_images", [1, 2, 3, 4, 6])
-def test_parts_give_the_gradient_of_each_head(num_images: int) -> None:
+def test_parts_give_the_gradient_of_the_whole(num_images: int) -> None:
     whole, parts = stepper(99), stepper(num_images)
     for seed in (1, 2):  # the second one is added to the first
         whole.accumulate(batch(seed))
         parts.accumulate(batch(seed))
     for name, gradient in gradients(whole).items():
-        if name.startswith(("many", "one")):
-            assert torch.allclose(gradients(parts)[name], gradient, rtol=1e-10, atol=0), name
+        assert torch.allclose(gradients(parts)[name], gradient, rtol=1e-9, atol=1e-14), name
 
 
 def test_an_update_applies_what_was_accumulated_and_clears_it() -> None:
