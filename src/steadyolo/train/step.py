@@ -14,14 +14,14 @@ from steadyolo.train.precision import Precision
 
 
 class Branch(Protocol):
-    """One head's loss over a part of a batch: `total` is `scale x summed / normaliser`."""
+    """One head's loss over a part of a batch: `scale x summed / normaliser`, or without `scale` (None) a mean."""
 
     @property
     def total(self) -> Tensor: ...
     @property
     def normaliser(self) -> Tensor: ...
     @property
-    def scale(self) -> float: ...
+    def scale(self) -> float | None: ...
 
 
 class Part(Protocol):
@@ -90,12 +90,12 @@ class Stepper:
         items: dict[str, Tensor] = {}
         for piece in parts:
             part = self._loss(piece)
-            summed = {name: b.total * (b.normaliser / b.scale) for name, b in part.branches.items()}
+            summed = {name: b.total * (b.normaliser / (b.scale or 1.0)) for name, b in part.branches.items()}
             self._scaler.scale(torch.stack(list(summed.values())).sum()).backward()
             for name, branch in part.branches.items():
                 sums[name] = sums.get(name, 0.0) + branch.normaliser
                 losses[name] = losses.get(name, 0.0) + summed[name].detach()
-                scales[name] = scales.get(name, 0.0) + branch.scale if branch.scale != 1.0 else 1.0
+                scales[name] = 1.0 if branch.scale is None else scales.get(name, 0.0) + branch.scale
             weight = list(part.branches.values())[-1].normaliser  # items are the last branch's
             for name, item in part.items.items():
                 items[name] = items.get(name, 0.0) + item * weight

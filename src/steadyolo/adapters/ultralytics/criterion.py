@@ -22,11 +22,11 @@ _PER_INSTANCE = frozenset({"cls", "bboxes", "keypoints", "segments", "obb"})
 
 @dataclass(frozen=True, slots=True)
 class BranchLoss:
-    """One head's loss over a part of a batch: `total` is `scale x summed / normaliser`."""
+    """One head's loss over a part of a batch: `scale x summed / normaliser`, or without `scale` (None) a mean."""
 
     total: Tensor
     normaliser: Tensor
-    scale: float
+    scale: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +86,7 @@ class Criterion:
 
     def _branch(self, total: Tensor, head: Any, num_images: int) -> BranchLoss:
         if isinstance(head, v8ClassificationLoss):
-            return BranchLoss(total, torch.tensor(float(num_images), device=total.device), 1.0)
+            return BranchLoss(total, torch.tensor(float(num_images), device=total.device), None)
         normaliser = self._sums.get(id(getattr(head, "assigner", None)))
         if normaliser is None:  # a loss without an assigner: parts count by their images
             normaliser = torch.tensor(float(num_images), device=total.device)
