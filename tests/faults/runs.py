@@ -28,7 +28,7 @@ LIMIT_S = 150.0  # nothing here takes longer, even where other processes want th
 Prepare = Callable[[], None]
 
 
-# --- starting and ending -----------------------------------------------------------------------------------------------
+# --- starting and ending ---
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ def _text(path: Path) -> str:
     return path.read_text(errors="replace") if path.exists() else ""
 
 
-# --- a small run -----------------------------------------------------------------------------------------------------
+# --- a small run ---
 
 SMALL: dict[str, object] = {
     "epochs": 3,
@@ -149,7 +149,7 @@ def small(data: Path, model: Path, run: Path, **changes: object) -> list[str]:
     return ["train", *(f"{name}={value}" for name, value in given.items() if value is not None)]
 
 
-# --- looking at a run --------------------------------------------------------------------------------------------------
+# --- looking at a run ---
 
 
 def checkpoints(run: Path) -> list[Path]:
@@ -186,7 +186,7 @@ def differing(one: Mapping[str, object], other: Mapping[str, object]) -> list[st
     return sorted(name for name in {*one, *other} if one.get(name) != other.get(name))
 
 
-# --- what can be done to a child ---------------------------------------------------------------------------------------
+# --- what can be done to a child ---
 
 
 def touch_and_wait(flag: Path, pause_s: float) -> None:

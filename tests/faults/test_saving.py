@@ -26,6 +26,7 @@ from steadyolo.testing.faulty_disk import FailingCalls, Fault, Operation, Watche
 from steadyolo.testing.power_loss import RecordingCalls, materialise, outcomes
 from steadyolo.vault.checkpoints import Checkpoints
 from steadyolo.vault.disk import Disk, LocalDisk
+from steadyolo.vault.writer import BackgroundWriter
 from tests.faults.disks import (
     CHILDREN,
     KEEP_LAST,
@@ -209,6 +210,18 @@ def test_a_bad_checkpoint_never_pushes_a_good_one_out(run: Path) -> None:
     assert checkpoints.committed() == [snapshot(1).name, snapshot(3).name]
     assert (checkpoints.root / f"{snapshot(2).name}.bad-1").is_dir()
     assert [name for name, _ in saving.failed] == [snapshot(2).name]
+
+
+def test_verifying_before_deleting_is_needed(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Control: without it, the same damage leaves the bad one and costs the good one before it."""
+    monkeypatch.setattr(BackgroundWriter, "_verifies", lambda self, name: True)
+    checkpoints = two_saves(run)
+    path = checkpoints.root / snapshot(2).name / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+    saving = Saving(run, LocalDisk())
+    saving.save(3)
+    saving.writer.close()
+    assert checkpoints.committed() == [snapshot(2).name, snapshot(3).name]
 
 
 # --- failing ---

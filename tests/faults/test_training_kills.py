@@ -15,8 +15,17 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.runs import Prepare, checkpoints, die_at, digests, differing, happened, state_of, table
-from tests.faults.runs import without_sample_keys
+from tests.faults.runs import (
+    Prepare,
+    checkpoints,
+    die_at,
+    differing,
+    digests,
+    happened,
+    state_of,
+    table,
+    without_sample_keys,
+)
 from tests.faults.uninterrupted import Reference
 
 

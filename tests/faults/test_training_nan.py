@@ -65,7 +65,7 @@ def test_a_nan_is_caught_and_its_batch_left_out(
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_where_it_was_saved_and_killed_makes_no_difference(fault: str, reference: Reference, tmp_path: Path) -> None:
-    """Going back to a checkpoint right before the fault, or to one long before it, or being killed: all end the same."""
+    """Going back to a checkpoint right before the fault, or long before it, or being killed: all end the same."""
     often, rarely, killed = tmp_path / "often", tmp_path / "rarely", tmp_path / "killed"
     poison = FAULTS[fault]
     reference.start(often, prepare=(poison,)).wait().expect(0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from functools import partial
-from itertools import cycle, islice
+from itertools import cycle
 from pathlib import Path
 from signal import SIGINT, SIGTERM, SIGUSR1, Signals
 
@@ -28,7 +28,7 @@ PHASES: dict[str, Prepare] = {
     "a save is being written": partial(pause_in, "steadyolo.vault.checkpoints:Checkpoints._write_file", 8),
     "the final evaluation": partial(pause_at, "on_val_batch_start", 4),
 }
-SIGNALS = dict(zip(PHASES, islice(cycle([(SIGTERM, SIGINT), (SIGINT, SIGUSR1), (SIGUSR1, SIGTERM)]), 99)))
+SIGNALS = dict(zip(PHASES, cycle([(SIGTERM, SIGINT), (SIGINT, SIGUSR1), (SIGUSR1, SIGTERM)]), strict=False))
 
 
 def interrupt(
@@ -145,6 +145,8 @@ def without_handlers() -> None:
     import steadyolo.train.signals as signals
 
     signals.STOP_SIGNALS = ()
+        zip(PHASES, cycle([(SIGTERM, SIGINT), (SIGINT, SIGUSR1), (SIGUSR1, SIGTERM)]), strict=False)
+    )
 
 
 def test_giving_up_is_needed(reference: Reference, tmp_path: Path) -> None:

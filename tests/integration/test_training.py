@@ -193,7 +193,7 @@ def test_training_starts_from_given_weights(
 ) -> None:
     weights = python.run("detect", steady=False)[0] / "weights" / "best.pt"
     run = tmp_path / "run"
-    words = [w for w in reference.words(run, epochs=1, lr0=0.0, optimizer="SGD", warmup_epochs=0.0)]
+    words = list(reference.words(run, epochs=1, lr0=0.0, optimizer="SGD", warmup_epochs=0.0))
     words = [f"model={weights}" if word == "model" and w.startswith("model=") else w for w in words]
     if word == "pretrained":
         words.append(f"pretrained={weights}")

@@ -40,6 +40,14 @@ def _epoch_order(seed: int, epoch: int, num_samples: int) -> NDArray[np.int64]:
     return order
 
 
+@lru_cache(maxsize=4)
+def _epoch_places(seed: int, epoch: int, num_samples: int) -> NDArray[np.int64]:
+    """Where each dataset index stands in an epoch: the inverse of its order."""
+    places = np.empty(num_samples, np.int64)
+    places[_epoch_order(seed, epoch, num_samples)] = np.arange(num_samples)
+    return places
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SampleOrder:
     """The stream of dataset indices over all epochs of a run.
@@ -70,6 +78,13 @@ class SampleOrder:
             parts.append(order[offset : offset + count])
             position += count
         return np.concatenate(parts)
+
+    def position_before(self, position: int) -> int:
+        """The position in the epoch before at which the same dataset index stood."""
+        epoch = position // self.num_samples - 1
+        index = self.index(position)
+        place = int(_epoch_places(self.seed, epoch, self.num_samples)[index]) if self.shuffle else index
+        return epoch * self.num_samples + place
 
     def epoch_of(self, position: int) -> int:
         return position // self.num_samples

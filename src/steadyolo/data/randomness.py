@@ -7,8 +7,8 @@ import random
 import numpy as np
 
 
-def seed_generators(key: int) -> None:
-    """Seed Python's, NumPy's legacy and torch's global generators from a 64-bit key.
+def seed_generators(key: int, *, everywhere: bool = False) -> None:
+    """Seed Python's, NumPy's legacy and torch's global generators from a 64-bit key; `everywhere`: accelerators' too.
 
     Albumentations reseeds itself whenever torch's initial seed changes, so it follows.
     """
@@ -16,4 +16,6 @@ def seed_generators(key: int) -> None:
 
     random.seed(key)
     np.random.seed(key & 0xFFFFFFFF)
-    torch.manual_seed(key >> 1)  # torch takes the seed as a signed 64-bit number
+    seed = key >> 1  # torch takes it as a signed 64-bit number
+    # A sample is made on the host. `torch.manual_seed` would look at every kind of accelerator as well, at 100 us a time.
+    torch.manual_seed(seed) if everywhere else torch.default_generator.manual_seed(seed)

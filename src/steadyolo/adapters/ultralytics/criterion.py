@@ -102,9 +102,11 @@ def split_batch(batch: dict[str, Any], num_images: int, *, overlap_masks: bool =
     if num_images >= total:
         return [batch]
     per_instance = set() if "batch_idx" not in batch else _PER_INSTANCE | (set() if overlap_masks else {"masks"})
+    count = -(-total // num_images)
+    edges = [total * i // count for i in range(count + 1)]  # even parts: a lone image has no statistics of its own
     parts = []
-    for start in range(0, total, num_images):
-        images = slice(start, min(start + num_images, total))
+    for start, stop in zip(edges, edges[1:], strict=False):
+        images = slice(start, stop)
         part: dict[str, Any] = {}
         mine = None
         if "batch_idx" in batch:

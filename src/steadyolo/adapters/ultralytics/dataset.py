@@ -63,7 +63,8 @@ class KeyedDataset(YOLODataset):  # type: ignore[misc]  # upstream is untyped
         """Bind to an order. From `first_closed_epoch` on, samples are made without mosaic and what goes with it."""
         self._order, self._window, self._first_closed_epoch = order, window, first_closed_epoch
         self._position = 0
-        self._slots: dict[int, int] = {}
+        self._slots: dict[int, int] = {}  # where the window may hold the images that this sample may want
+        self._main = (0, 0)  # the sample's own index, and its position in the epoch before
         self.max_buffer_length = 1 << 62  # upstream evicts at this length; nothing is in its buffer here
         self._open_transforms = self.transforms
         for transform in getattr(self.transforms, "transforms", ()):
@@ -87,6 +88,7 @@ class KeyedDataset(YOLODataset):  # type: ignore[misc]  # upstream is untyped
         self.buffer = _Partners(indices)
         self._slots = dict(zip(indices, partners, strict=True))
         self._slots[index] = position
+        self._main = (index, order.position_before(position))
         if self._window.num_slots >= order.num_samples:  # a slot for every image: keep them all
             self._slots = {}
         seed_generators(order.sample_key(position))
@@ -98,6 +100,10 @@ class KeyedDataset(YOLODataset):  # type: ignore[misc]  # upstream is untyped
             return super().load_image(i, rect_mode, resize_short)  # type: ignore[no-any-return]
         position = self._slots.get(i) if self._slots else i
         held = self._window.get(position, i) if position is not None else None
+        if held is None and position is not None and i == self._main[0]:  # seen at the end of the epoch before?
+            held = self._window.get(self._main[1], i)
+            if held is not None:
+                self._window.put(position, i, *held)
         if held is not None:
             return held[0], held[1], held[0].shape[:2]
         image, original_hw, resized_hw = super().load_image(i, rect_mode, resize_short)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from ultralytics.utils.callbacks import base as upstream_callbacks
 
 from steadyolo import events
 from steadyolo.adapters.ultralytics.criterion import Criterion, split_batch
@@ -142,7 +143,7 @@ class UltralyticsRun:
             return self._advanced(state, pending=pending)
         trainer.run_callbacks("on_train_batch_start")
         self._warm_up(cursor)
-        seed_generators(trainer.train_loader.order.batch_key(cursor))
+        seed_generators(trainer.train_loader.order.batch_key(cursor), everywhere=True)
         batch = trainer.preprocess_batch(batch)
         outcome = self._stepper.accumulate(batch)
         self._window = (*self._window, cursor)
@@ -340,7 +341,7 @@ class UltralyticsRun:
         self._last_save_s, self._last_save_step = time.monotonic(), state.step
         if self._just_closed:
             self._just_closed = False
-            if self._trainer.callbacks.get("on_model_save"):
+            if any(hook is not upstream_callbacks.on_model_save for hook in self._trainer.callbacks["on_model_save"]):
                 self.drain()  # loggers read last.pt and best.pt
                 self._trainer.run_callbacks("on_model_save")
             self._trainer.run_callbacks("on_fit_epoch_end")

@@ -104,9 +104,6 @@ def test_parts_teach_what_the_whole_teaches(
     parts, items_of_parts, loss_of_parts = model.gradient(num_images)
     assert set(whole) == set(parts)
     assert length(whole) > 0.01, "nothing is learned from this batch"
-    assert (
-        min(length({name: tensor}) for name, tensor in whole.items() if "one2one" in name or "cv2" in name or True) >= 0
-    )
     error = length({name: parts[name] - whole[name] for name in whole}) / length(whole)
     record_property("error", error)
     bound = BOUNDS[task, family]
