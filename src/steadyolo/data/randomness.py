@@ -17,5 +17,5 @@ def seed_generators(key: int, *, everywhere: bool = False) -> None:
     random.seed(key)
     np.random.seed(key & 0xFFFFFFFF)
     seed = key >> 1  # torch takes it as a signed 64-bit number
-    # A sample is made on the host. `torch.manual_seed` would look at every kind of accelerator as well, at 100 us a time.
+    # Samples are made on the host; `torch.manual_seed` would look for every kind of accelerator too, at 100 us a time.
     torch.manual_seed(seed) if everywhere else torch.default_generator.manual_seed(seed)

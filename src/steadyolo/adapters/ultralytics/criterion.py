@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -105,7 +106,7 @@ def split_batch(batch: dict[str, Any], num_images: int, *, overlap_masks: bool =
     count = -(-total // num_images)
     edges = [total * i // count for i in range(count + 1)]  # even parts: a lone image has no statistics of its own
     parts = []
-    for start, stop in zip(edges, edges[1:], strict=False):
+    for start, stop in pairwise(edges):
         images = slice(start, stop)
         part: dict[str, Any] = {}
         mine = None
