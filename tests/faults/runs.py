@@ -103,7 +103,6 @@ def _main(act: Prepare, log: Path, prepare: tuple[Prepare, ...]) -> None:
     os.dup2(fd, 2)
     os.chdir(log.parent)
     os.setsid()
-    multiprocessing.set_start_method("fork", force=True)  # TEMP until the loader asks for it
     for change in prepare:
         change()
     act()
@@ -254,7 +253,7 @@ def without_sample_keys() -> None:
     import steadyolo.adapters.ultralytics.dataset as dataset
     import steadyolo.adapters.ultralytics.run as run
 
-    dataset.seed_generators = run.seed_generators = lambda key: None  # type: ignore[assignment]
+    dataset.seed_generators = run.seed_generators = lambda key, **_: None  # type: ignore[assignment]
 
 
 class FullWhile:

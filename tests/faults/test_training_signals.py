@@ -145,8 +145,6 @@ def without_handlers() -> None:
     import steadyolo.train.signals as signals
 
     signals.STOP_SIGNALS = ()
-        zip(PHASES, cycle([(SIGTERM, SIGINT), (SIGINT, SIGUSR1), (SIGUSR1, SIGTERM)]), strict=False)
-    )
 
 
 def test_giving_up_is_needed(reference: Reference, tmp_path: Path) -> None:

@@ -27,7 +27,8 @@ class Reference:
         self._made = cache(self._make)
 
     def words(self, run: Path, *, task: str = "detect", **changes: object) -> list[str]:
-        return small(self._boards(task), self._models(task), run, **changes)
+        family = str(changes.pop("family", "yolov8"))
+        return small(self._boards(task), self._models(task, family), run, **changes)
 
     def start(self, run: Path, *, task: str = "detect", prepare: tuple[Prepare, ...] = (), **changes: object) -> Child:
         return Child(self.words(run, task=task, **changes), log=run.parent / f"{run.name}.log", prepare=prepare)

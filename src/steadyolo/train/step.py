@@ -21,6 +21,8 @@ class Branch(Protocol):
     @property
     def normaliser(self) -> Tensor: ...
     @property
+    def mass(self) -> Tensor: ...  # what adds up, over the parts, to the batch's normaliser (which is at least 1)
+    @property
     def scale(self) -> float | None: ...
 
 
@@ -93,13 +95,14 @@ class Stepper:
             summed = {name: b.total * (b.normaliser / (b.scale or 1.0)) for name, b in part.branches.items()}
             self._scaler.scale(torch.stack(list(summed.values())).sum()).backward()
             for name, branch in part.branches.items():
-                sums[name] = sums.get(name, 0.0) + branch.normaliser
+                sums[name] = sums.get(name, 0.0) + branch.mass
                 losses[name] = losses.get(name, 0.0) + summed[name].detach()
                 scales[name] = 1.0 if branch.scale is None else scales.get(name, 0.0) + branch.scale
             weight = list(part.branches.values())[-1].normaliser  # items are the last branch's
             for name, item in part.items.items():
                 items[name] = items.get(name, 0.0) + item * weight
-        factors = {name: scales[name] / sums[name] for name in sums}
+        normalisers = {name: total.clamp(min=1) for name, total in sums.items()}
+        factors = {name: scales[name] / normalisers[name] for name in sums}
         for (branch_name, p), before in zip(self._parameters, held, strict=True):
             if p.grad is not None:
                 p.grad.mul_(factors.get(branch_name, factors["main"]))
@@ -108,7 +111,7 @@ class Stepper:
             else:
                 p.grad = before
         loss = torch.stack([losses[name] * factors[name] for name in losses]).sum()
-        total = sums[next(reversed(sums))]
+        total = normalisers[next(reversed(normalisers))]
         return BatchOutcome(loss, {name: item / total for name, item in items.items()}, self._is_finite(loss))
 
     def _is_finite(self, loss: Tensor) -> Tensor:

@@ -21,6 +21,10 @@ class FakeBranch:
     normaliser: Tensor
     scale: float
 
+    @property
+    def mass(self) -> Tensor:
+        return self.normaliser
+
 
 @dataclass
 class FakePart:

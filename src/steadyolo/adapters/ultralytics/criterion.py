@@ -27,6 +27,7 @@ class BranchLoss:
 
     total: Tensor
     normaliser: Tensor
+    mass: Tensor  # what adds up, over the parts of a batch, to the batch's normaliser (which is at least 1)
     scale: float | None
 
 
@@ -56,7 +57,7 @@ class Criterion:
         return (self._criterion,)
 
     def _remember(self, assigner: nn.Module, _: Any, output: tuple[Tensor, ...]) -> None:
-        self._sums[id(assigner)] = output[2].sum().clamp(min=1)  # as the losses themselves do
+        self._sums[id(assigner)] = output[2].sum()
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -87,11 +88,10 @@ class Criterion:
 
     def _branch(self, total: Tensor, head: Any, num_images: int) -> BranchLoss:
         if isinstance(head, v8ClassificationLoss):
-            return BranchLoss(total, torch.tensor(float(num_images), device=total.device), None)
-        normaliser = self._sums.get(id(getattr(head, "assigner", None)))
-        if normaliser is None:  # a loss without an assigner: parts count by their images
-            normaliser = torch.tensor(float(num_images), device=total.device)
-        return BranchLoss(total, normaliser, float(num_images))
+            images = torch.tensor(float(num_images), device=total.device)
+            return BranchLoss(total, images, images, None)
+        mass = self._sums[id(head.assigner)]
+        return BranchLoss(total, mass.clamp(min=1), mass, float(num_images))  # clamped, as the losses themselves do
 
 
 def split_batch(batch: dict[str, Any], num_images: int, *, overlap_masks: bool = True) -> list[dict[str, Any]]:

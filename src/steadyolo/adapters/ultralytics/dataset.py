@@ -47,7 +47,7 @@ class KeyedDataset(YOLODataset):  # type: ignore[misc]  # upstream is untyped
         rest = next(iter(scans))[2:]
         labels: list[dict[str, Any]] = []
         try:
-            labels = super().get_labels()
+            labels = self._scanned_labels()
         except RuntimeError:  # not one image is left; told below, with each reason
             self.im_files: list[str] = []
         deep = sixteen_bit(self.im_files)
@@ -58,6 +58,16 @@ class KeyedDataset(YOLODataset):  # type: ignore[misc]  # upstream is untyped
         if lost or deep:
             self._on_problems(Problems({**found.images, **deep}, found.labels), len(labels))
         return labels
+
+    def _scanned_labels(self) -> list[dict[str, Any]]:
+        """Upstream's scan, again where another run that starts on the same data replaced its cache file meanwhile."""
+        for tries_left in (2, 1, 0):
+            try:
+                return super().get_labels()  # type: ignore[no-any-return]
+            except FileNotFoundError as error:
+                if not tries_left or not str(error.filename).endswith(".cache"):
+                    raise
+        raise AssertionError("unreachable")
 
     def keyed(self, order: SampleOrder, *, window: DecodedWindow, first_closed_epoch: int | None, hyp: Any) -> None:
         """Bind to an order. From `first_closed_epoch` on, samples are made without mosaic and what goes with it."""

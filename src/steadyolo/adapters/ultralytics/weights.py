@@ -41,7 +41,6 @@ _CLASSES = {
     ("pathlib", "WindowsPath"),
     ("pathlib", "PureWindowsPath"),
     ("ultralytics.utils", "IterableSimpleNamespace"),
-    ("ultralytics.utils.loss", "v8DetectionLoss"),
     ("torch", "Size"),
     ("torch", "device"),
 }
@@ -56,10 +55,13 @@ def check_weights(path: Path) -> None:
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            name = next((n for n in archive.namelist() if n.endswith("/data.pkl") or n == "data.pkl"), None)
-            if name is None:
+            names = archive.namelist()
+            pickles = [name for name in names if name.rpartition("/")[2] == "data.pkl"]
+            if not pickles:
                 raise _not_weights(path, "it holds no data.pkl")
-            inspector = _Inspector(io.BytesIO(archive.read(name)))
+            if len(pickles) > 1 or len(set(names)) < len(names):  # what is looked at must be what is loaded
+                raise _not_weights(path, "it holds several files of one name")
+            inspector = _Inspector(io.BytesIO(archive.read(pickles[0])))
         content = inspector.load()
     except UserError:
         raise
@@ -98,6 +100,16 @@ class _Inert:
     def add(self, _: Any) -> None: ...
 
 
+class _BuiltFromData(type):
+    """Tells of being called: a module's own pickle makes it empty and fills it, only a forged one calls its class."""
+
+    refused: set[str]
+
+    def __call__(cls, *_: Any, **__: Any) -> Any:
+        cls.refused.add(f"a call of {cls.__name__}")
+        return _Inert()
+
+
 class _Inspector(pickle.Unpickler):
     """Notes every name that a pickle would import; imports none of them."""
 
@@ -111,9 +123,13 @@ class _Inspector(pickle.Unpickler):
             (module_name, global_name), (module_name, global_name)
         )
         module_name = _compat_pickle.IMPORT_MAPPING.get(module_name, module_name)
+        full_name = f"{module_name}.{global_name}"
         if not _is_admitted(module_name, global_name):
-            self.refused.add(f"{module_name}.{global_name}")
-        return _Inert
+            self.refused.add(full_name)
+            return _Inert
+        if (module_name, global_name) in _FUNCTIONS | _CLASSES:
+            return _Inert
+        return _BuiltFromData(full_name, (_Inert,), {"refused": self.refused})
 
     def persistent_load(self, pid: Any) -> Any:
         return _Inert()
@@ -122,7 +138,7 @@ class _Inspector(pickle.Unpickler):
 def _is_admitted(module: str, name: str) -> bool:
     if (module, name) in _FUNCTIONS | _CLASSES:
         return True
-    if module in {"torch", "torch.storage"}:
+    if module in {"torch", "torch.storage"}:  # named, never called: a storage's class, a number's type
         return name.endswith("Storage") or name in {"float16", "float32", "float64", "bfloat16", "int64", "uint8"}
     return module.startswith(_MODULE_PACKAGES) and "." not in name and _is_module_class(module, name)
 
@@ -144,6 +160,6 @@ def task_of(model: str) -> str | None:
     if path.suffix != ".pt" or not path.is_file():
         return None
     check_weights(path)
-    from ultralytics.nn.tasks import guess_model_task, load_checkpoint
+    from ultralytics.nn.tasks import load_checkpoint
 
-    return str(guess_model_task(load_checkpoint(path)[0]))
+    return str(load_checkpoint(path)[0].task)

@@ -187,7 +187,7 @@ def test_keys_are_needed(loader: Maker, monkeypatch: pytest.MonkeyPatch) -> None
     """Without them the stream depends on the number of workers and on where it starts."""
     import steadyolo.adapters.ultralytics.dataset as dataset
 
-    monkeypatch.setattr(dataset, "seed_generators", lambda key: None)
+    monkeypatch.setattr(dataset, "seed_generators", lambda key, **_: None)
     with loader("detect") as one:
         alone = stream(one)
     with loader("detect", workers=2) as several:
