@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -33,6 +33,8 @@ class Part(Protocol):
     def branches(self) -> Mapping[str, Any]: ...
     @property
     def items(self) -> dict[str, Tensor]: ...
+    @property
+    def branch_of_item(self) -> Mapping[str, str]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,53 +68,54 @@ class Stepper:
         self._precision = precision
         self._scaler = scaler
         self._max_gradient_norm = max_gradient_norm
+        self._factors: dict[str, Tensor] = {}  # of the batch at hand, by branch
         self._parameters = [(branch_of(name), p) for name, p in model.named_parameters() if p.requires_grad]
 
     def accumulate(self, batch: dict[str, Any]) -> BatchOutcome:
         """Add the gradient of `batch`'s loss to what has been accumulated.
 
-        A batch that `split` takes apart gives the gradient of the whole (BatchNorm statistics aside): each part is
-        backpropagated unnormalised, and the sum is divided once by the batch's normaliser.
+        A batch that `split` takes apart gives the gradient of the whole (BatchNorm statistics aside).
         """
         parts = self._split(batch)
         if len(parts) == 1:
             part = self._loss(parts[0])
             loss = torch.stack([branch.total for branch in part.branches.values()]).sum()
             self._scaler.scale(loss).backward()
-            return BatchOutcome(loss.detach(), part.items, self._is_finite(loss.detach()))
-        return self._accumulate_parts(parts)
+            outcome = BatchOutcome(loss.detach(), part.items, loss.detach())
+        else:
+            outcome = self._accumulate_parts(parts)
+        return replace(outcome, finite=self._is_finite(outcome.loss))
 
     def _accumulate_parts(self, parts: Sequence[dict[str, Any]]) -> BatchOutcome:
+        if getattr(self._criterion, "counts_first", False):
+            with torch.no_grad(), _unchanged_buffers(self.model):
+                tally = _Tally()
+                for part in parts:
+                    tally.add(self._loss(part))
+            return self._backpropagate(parts, tally.factors())
         held = [p.grad for _, p in self._parameters]
         for _, p in self._parameters:
             p.grad = None
-        sums: dict[str, Tensor] = {}
-        scales: dict[str, float] = {}
-        losses: dict[str, Tensor] = {}
-        items: dict[str, Tensor] = {}
-        for piece in parts:
-            part = self._loss(piece)
-            summed = {name: b.total * (b.normaliser / (b.scale or 1.0)) for name, b in part.branches.items()}
-            self._scaler.scale(torch.stack(list(summed.values())).sum()).backward()
-            for name, branch in part.branches.items():
-                sums[name] = sums.get(name, 0.0) + branch.mass
-                losses[name] = losses.get(name, 0.0) + summed[name].detach()
-                scales[name] = 1.0 if branch.scale is None else scales.get(name, 0.0) + branch.scale
-            weight = list(part.branches.values())[-1].normaliser  # items are the last branch's
-            for name, item in part.items.items():
-                items[name] = items.get(name, 0.0) + item * weight
-        normalisers = {name: total.clamp(min=1) for name, total in sums.items()}
-        factors = {name: scales[name] / normalisers[name] for name in sums}
-        for (branch_name, p), before in zip(self._parameters, held, strict=True):
+        outcome = self._backpropagate(parts, {})
+        for (branch, p), before in zip(self._parameters, held, strict=True):
             if p.grad is not None:
-                p.grad.mul_(factors.get(branch_name, factors["main"]))
+                p.grad.mul_(self._factors.get(branch, self._factors["main"]))
                 if before is not None:
                     p.grad.add_(before)
             else:
                 p.grad = before
-        loss = torch.stack([losses[name] * factors[name] for name in losses]).sum()
-        total = normalisers[next(reversed(normalisers))]
-        return BatchOutcome(loss, {name: item / total for name, item in items.items()}, self._is_finite(loss))
+        return outcome
+
+    def _backpropagate(self, parts: Sequence[dict[str, Any]], known: Mapping[str, Tensor]) -> BatchOutcome:
+        """Backpropagate each part, divided by the batch's normalisers where they are `known`, else not divided."""
+        tally = _Tally()
+        for piece in parts:
+            part = self._loss(piece)
+            summed = tally.add(part)
+            loss = torch.stack([total * known.get(name, 1.0) for name, total in summed.items()]).sum()
+            self._scaler.scale(loss).backward()
+        self._factors = tally.factors()
+        return tally.outcome()
 
     def _is_finite(self, loss: Tensor) -> Tensor:
         """Whether this batch's loss and what it left in the gradients is finite, so that the batch at fault is known.
@@ -157,6 +160,56 @@ class Stepper:
             self.optimizer.step()
         self.optimizer.zero_grad()
         return finite
+
+
+class _Tally:
+    """Sums over the parts of a batch: losses before division, and what the batch divides them by."""
+
+    def __init__(self) -> None:
+        self._losses: dict[str, Tensor] = {}
+        self._masses: dict[str, Tensor] = {}
+        self._scales: dict[str, float] = {}
+        self._items: dict[str, Tensor] = {}
+        self._branch_of_item: Mapping[str, str] = {}
+
+    def add(self, part: Part) -> dict[str, Tensor]:
+        """Count a part. Returns its loss by branch as it was before its own division."""
+        summed = {name: b.total * (b.normaliser / (b.scale or 1.0)) for name, b in part.branches.items()}
+        for name, branch in part.branches.items():
+            self._losses[name] = self._losses.get(name, 0.0) + summed[name].detach()
+            self._masses[name] = self._masses.get(name, 0.0) + branch.mass
+            self._scales[name] = 1.0 if branch.scale is None else self._scales.get(name, 0.0) + branch.scale
+        for name, item in part.items.items():
+            normaliser = part.branches[part.branch_of_item[name]].normaliser
+            self._items[name] = self._items.get(name, 0.0) + item * normaliser
+        self._branch_of_item = part.branch_of_item
+        return summed
+
+    def factors(self) -> dict[str, Tensor]:
+        """By branch, what turns a sum into the batch's loss."""
+        return {name: self._scales[name] / mass.clamp(min=1) for name, mass in self._masses.items()}
+
+    def outcome(self) -> BatchOutcome:
+        """Loss and items of the whole batch."""
+        factors = self.factors()
+        loss = torch.stack([self._losses[name] * factors[name] for name in self._losses]).sum()
+        items = {
+            name: item / self._masses[self._branch_of_item[name]].clamp(min=1) for name, item in self._items.items()
+        }
+        return BatchOutcome(loss, items, loss)
+
+
+@contextlib.contextmanager
+def _unchanged_buffers(model: nn.Module) -> Iterator[None]:
+    """Let a pass that only counts leave no trace in running statistics."""
+    buffers = list(model.buffers())
+    before = [buffer.clone() for buffer in buffers]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, value in zip(buffers, before, strict=True):
+                buffer.copy_(value)
 
 
 def _to_float(value: Any) -> Any:

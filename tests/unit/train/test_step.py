@@ -31,6 +31,10 @@ class FakePart:
     branches: Mapping[str, FakeBranch]
     items: dict[str, Tensor]
 
+    @property
+    def branch_of_item(self) -> Mapping[str, str]:
+        return dict.fromkeys(self.items, "one2one")
+
 
 class Network(nn.Module):
     """Two heads on one trunk; the second does not teach it, as in end-to-end detectors."""

@@ -1,10 +1,10 @@
 """Ultralytics' losses, taken apart just far enough to normalise over a batch that is computed in parts.
 
 Written against ultralytics 8.4.190, whose losses return `loss x images / normaliser(part)`: the parts of a batch do not
-add up to the batch unless the normaliser is the batch's. For detect and obb every term has the one normaliser (the sum
-of target scores), for classify it is the number of images: exact. Segment's mask term divides by its own foreground
-count and pose's keypoint terms by their own instance counts; they follow the sum of target scores here, which is close
-because both grow with the number of matched anchors (`docs/guide.md` has the measured difference).
+add up to the batch unless the normaliser is the batch's. Box, class, DFL and angle terms are divided by the sum of
+target scores, mask and keypoint terms by the number of matched anchors, the semantic term by images, classification by
+images. Where all terms that teach a parameter share one normaliser (detect, obb, classify), gradients are scaled once at
+the end; elsewhere the normalisers are counted in a pass of their own first.
 """
 
 from __future__ import annotations
@@ -33,10 +33,24 @@ class BranchLoss:
 
 @dataclass(frozen=True, slots=True)
 class PartLoss:
-    """Loss of a part of a batch, by branch (`main`, and `one2one` for end-to-end heads), and its items for display."""
+    """Loss of a part of a batch, by branch, and its items for display.
+
+    A branch is what shares a normaliser: `main`, and `one2one` for end-to-end heads; with `.matched` or `.images` behind
+    it for terms that are not divided by the sum of target scores. `branch_of_item` tells which one an item belongs to.
+    """
 
     branches: Mapping[str, BranchLoss]
     items: dict[str, Tensor]
+    branch_of_item: Mapping[str, str]
+
+
+_SUFFIXES = {
+    "seg_loss": ".matched",
+    "pose_loss": ".matched",
+    "kobj_loss": ".matched",
+    "rle_loss": ".matched",
+    "sem_loss": ".images",
+}
 
 
 class Criterion:
@@ -46,7 +60,7 @@ class Criterion:
         if getattr(model, "criterion", None) is None:
             model.criterion = model.init_criterion()  # type: ignore[operator]
         self._criterion: Any = model.criterion
-        self._sums: dict[int, Tensor] = {}
+        self._sums: dict[int, tuple[Tensor, Tensor]] = {}
         for head in self._heads():
             if isinstance(getattr(head, "assigner", None), nn.Module):
                 head.assigner.register_forward_hook(self._remember)
@@ -57,7 +71,7 @@ class Criterion:
         return (self._criterion,)
 
     def _remember(self, assigner: nn.Module, _: Any, output: tuple[Tensor, ...]) -> None:
-        self._sums[id(assigner)] = output[2].sum()
+        self._sums[id(assigner)] = output[2].sum(), output[3].sum()  # target scores, and matched anchors
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -70,6 +84,11 @@ class Criterion:
             self._criterion.updates = num_closed - 1
             self._criterion.update()
 
+    @property
+    def counts_first(self) -> bool:
+        """Whether terms with different normalisers teach the same parameters, so that these must be known beforehand."""
+        return any(name in _SUFFIXES for name in self.names)
+
     def __call__(self, preds: Any, batch: dict[str, Any]) -> PartLoss:
         """Loss of `batch` (a whole one or a part)."""
         num_images = batch["img"].shape[0]
@@ -78,20 +97,29 @@ class Criterion:
             preds = crit.one2many.parse_output(preds)
             many, _ = crit.one2many.loss(preds["one2many"], batch)
             one, items = crit.one2one.loss(preds["one2one"], batch)
-            branches = {
-                "main": self._branch(many.sum() * crit.o2m, crit.one2many, num_images),
-                "one2one": self._branch(one.sum() * crit.o2o, crit.one2one, num_images),
-            }
-            return PartLoss(branches, items)
+            branches = self._branches("main", many * crit.o2m, crit.one2many, num_images)
+            branches |= self._branches("one2one", one * crit.o2o, crit.one2one, num_images)
+            return PartLoss(branches, items, {name: "one2one" + _SUFFIXES.get(name, "") for name in items})
         total, items = self._criterion(preds, batch)
-        return PartLoss({"main": self._branch(total.sum(), self._heads()[0], num_images)}, items)
+        branches = self._branches("main", total, self._heads()[0], num_images)
+        return PartLoss(branches, items, {name: "main" + _SUFFIXES.get(name, "") for name in items})
 
-    def _branch(self, total: Tensor, head: Any, num_images: int) -> BranchLoss:
+    def _branches(self, head_name: str, total: Tensor, head: Any, num_images: int) -> dict[str, BranchLoss]:
+        images = torch.tensor(float(num_images), device=total.device)
         if isinstance(head, v8ClassificationLoss):
-            images = torch.tensor(float(num_images), device=total.device)
-            return BranchLoss(total, images, images, None)
-        mass = self._sums[id(head.assigner)]
-        return BranchLoss(total, mass.clamp(min=1), mass, float(num_images))  # clamped, as the losses themselves do
+            return {head_name: BranchLoss(total, images, images, None)}
+        scores, matched = self._sums[id(head.assigner)]
+        masses = {"": scores, ".matched": matched, ".images": images}
+        suffixes = [_SUFFIXES.get(name, "") for name in head.loss_names]
+        return {
+            head_name + suffix: BranchLoss(
+                total[[i for i, of in enumerate(suffixes) if of == suffix]].sum(),
+                masses[suffix].clamp(min=1),  # as the losses themselves do
+                masses[suffix],
+                float(num_images),
+            )
+            for suffix in dict.fromkeys(suffixes)
+        }
 
 
 def split_batch(batch: dict[str, Any], num_images: int, *, overlap_masks: bool = True) -> list[dict[str, Any]]:
