@@ -2,9 +2,9 @@
 
 Written against ultralytics 8.4.190, whose losses return `loss x images / normaliser(part)`: the parts of a batch do not
 add up to the batch unless the normaliser is the batch's. Box, class, DFL and angle terms are divided by the sum of
-target scores, mask and keypoint terms by the number of matched anchors, the semantic term by images, classification by
-images. Where all terms that teach a parameter share one normaliser (detect, obb, classify), gradients are scaled once at
-the end; elsewhere the normalisers are counted in a pass of their own first.
+target scores, mask and keypoint terms by the number of matched anchors, semantic and classification terms by images.
+Where all terms that teach a parameter share one normaliser (detect, obb, classify), gradients are scaled once at the
+end; elsewhere the normalisers are counted first, in a pass of their own.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _PER_INSTANCE = frozenset({"cls", "bboxes", "keypoints", "segments", "obb"})
 
 @dataclass(frozen=True, slots=True)
 class BranchLoss:
-    """One head's loss over a part of a batch: `scale x summed / normaliser`, or without `scale` (None) a mean."""
+    """One head's loss over a part of a batch: `scale x summed / normaliser`; without `scale` (None), a mean."""
 
     total: Tensor
     normaliser: Tensor
@@ -35,8 +35,8 @@ class BranchLoss:
 class PartLoss:
     """Loss of a part of a batch, by branch, and its items for display.
 
-    A branch is what shares a normaliser: `main`, and `one2one` for end-to-end heads; with `.matched` or `.images` behind
-    it for terms that are not divided by the sum of target scores. `branch_of_item` tells which one an item belongs to.
+    A branch is what shares a normaliser: `main`, and `one2one` for end-to-end heads; with `.matched` or `.images`
+    behind it for terms that are not divided by the sum of target scores. `branch_of_item` tells an item's branch.
     """
 
     branches: Mapping[str, BranchLoss]
@@ -86,7 +86,7 @@ class Criterion:
 
     @property
     def counts_first(self) -> bool:
-        """Whether terms with different normalisers teach the same parameters, so that these must be known beforehand."""
+        """Whether terms with different normalisers teach the same parameters: these must be known beforehand."""
         return any(name in _SUFFIXES for name in self.names)
 
     def __call__(self, preds: Any, batch: dict[str, Any]) -> PartLoss:
