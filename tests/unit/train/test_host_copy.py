@@ -52,3 +52,27 @@ def test_tensors_of_another_shape_get_other_buffers(shape: tuple[int, int]) -> N
     copies.release(copies.take({"optimizer": {"m": torch.zeros(2, 3)}}))
     changed = torch.ones(shape)
     assert torch.equal(copies.take({"optimizer": {"m": changed}})["optimizer"]["m"], changed)
+
+
+def test_what_changes_at_once_is_copied_at_once_and_the_rest_before_wait_returns() -> None:
+    copies = HostCopies()
+    given = {"model": {"mean": torch.zeros(3), "weight": torch.zeros(1 << 20)}, "gradients": {"weight": torch.zeros(3)}}
+    taken: list[dict[str, dict[str, torch.Tensor]]] = []
+    copies.begin(given, at_once={"model/mean", "gradients/weight"}, then=taken.append)
+    given["model"]["mean"].fill_(1.0)
+    given["gradients"]["weight"].fill_(1.0)
+    assert copies.wait() >= 0.0
+    given["model"]["weight"].fill_(1.0)
+    assert [float(tensor.sum()) for group in taken[0].values() for tensor in group.values()] == [0.0, 0.0, 0.0]
+    assert list(taken[0]["model"]) == ["mean", "weight"], "the order of names is that of the source"
+
+
+def test_what_goes_wrong_in_the_background_is_raised_where_it_is_waited_for() -> None:
+    def fail(_: object) -> None:
+        raise OSError("no")
+
+    copies = HostCopies()
+    copies.begin(groups(), at_once=(), then=fail)
+    with pytest.raises(OSError, match="no"):
+        copies.wait()
+    assert copies.wait() >= 0.0

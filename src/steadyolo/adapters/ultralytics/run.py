@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from ultralytics.utils.callbacks import base as upstream_callbacks
 
 from steadyolo import events
 from steadyolo.adapters.ultralytics.criterion import Criterion, split_batch
@@ -31,7 +30,7 @@ from steadyolo.judge.ledger import observe
 from steadyolo.plan.cadence import is_due
 from steadyolo.state.run_state import Cursor, RunState
 from steadyolo.state.snapshot import Snapshot, checkpoint_name
-from steadyolo.train.host_copy import HostCopies
+from steadyolo.train.host_copy import Copies, HostCopies
 from steadyolo.train.signals import StopRequest
 from steadyolo.train.step import BatchOutcome, Stepper
 from steadyolo.train.supervisor import NotFinite
@@ -42,6 +41,7 @@ if TYPE_CHECKING:
     from steadyolo.vault.checkpoints import Checkpoints
     from steadyolo.vault.writer import BackgroundWriter
 
+_READ_NOTHING = {"ultralytics.utils.callbacks.base", "ultralytics.utils.callbacks.platform"}  # always registered
 _DRAIN_S = 600.0  # a disk that takes longer for one checkpoint is not coming back
 _SHOW_EVERY_S = 0.25  # on an accelerator, reading a loss for display waits for it; this often is often enough
 
@@ -80,6 +80,9 @@ class UltralyticsRun:
         model = self._model
         self._criterion = Criterion(model)
         self._parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self._model_state = model.state_dict()  # all of it is updated in place
+        self._ema_state = trainer.ema.ema.state_dict()
+        self._statistics = {f"model/{name}" for name, _ in model.named_buffers()}
         self._names: dict[torch.Tensor, str] = {p: name for name, p in self._parameters.items()}
         micro = trainer.spec.num_micro_batch_images or trainer.batch_size
         self._stepper = Stepper(
@@ -102,6 +105,7 @@ class UltralyticsRun:
         self._best_name = best_name  # the checkpoint that retention spares for its score
         self._stalls_s = stalls_s  # how long the loop stood still, by checkpoint; read when it is committed
         self._csv = b""
+        self._copying = ""  # the newest save, which may still be being copied
         self._just_closed = False  # an epoch was scored and its callbacks wait for the save
         self._last_save_s = time.monotonic()
         self._last_save_step = 0
@@ -194,6 +198,9 @@ class UltralyticsRun:
 
     def _update(self) -> None:
         self._resolve_doubts()
+        waited_s = self._copies.wait()  # what a save copies in the background is about to change
+        if self._copying in self._stalls_s:
+            self._stalls_s[self._copying] += waited_s
         finite = self._stepper.update()
         self._doubt("the gradient", finite, self._window)
         self._window = ()
@@ -328,37 +335,45 @@ class UltralyticsRun:
         )
 
     def save(self, state: RunState, *, required: bool) -> None:
+        """Have `state` committed. What nothing changes before the next update is copied while training goes on."""
         started = time.monotonic()
         self._resolve_doubts()
-        snapshot = self.snapshot(state)
+        name, state, csv = self.name_of(state), self._described(state), self._csv
         is_best = self._just_closed and state.ledger.best_tick == state.tick(self._num_batches)
-        self._stalls_s[snapshot.name] = time.monotonic() - started
-        self._writer.submit(snapshot, pin=is_best)
-        if is_best:
-            if self._best_name is not None and self._best_name != snapshot.name:
-                self._writer.unpin(self._best_name)
-            self._best_name = snapshot.name
+        best_before, self._best_name = self._best_name, name if is_best else self._best_name
+
+        def submit(tensors: Copies) -> None:
+            files = {"results.csv": csv}
+            snapshot = Snapshot(name=name, state=state, tensors=tensors, made_from=self._made_from, files=files)
+            self._writer.submit(snapshot, pin=is_best)
+            if is_best and best_before is not None and best_before != name:
+                self._writer.unpin(best_before)
+
+        self._copying, self._stalls_s[name] = name, 0.0
+        tensors = self._tensors()
+        at_once = {*self._statistics, *(f"gradients/{gradient}" for gradient in tensors["gradients"])}
+        self._copies.begin(tensors, at_once=at_once, then=submit)
         self._last_save_s, self._last_save_step = time.monotonic(), state.step
+        self._stalls_s[name] += self._last_save_s - started
         if self._just_closed:
             self._just_closed = False
-            if any(hook is not upstream_callbacks.on_model_save for hook in self._trainer.callbacks["on_model_save"]):
+            if any(hook.__module__ not in _READ_NOTHING for hook in self._trainer.callbacks["on_model_save"]):
                 self.drain()  # loggers read last.pt and best.pt
-                self._trainer.run_callbacks("on_model_save")
+            self._trainer.run_callbacks("on_model_save")
             self._trainer.run_callbacks("on_fit_epoch_end")
             self._trainer._clear_memory(0.5)
 
-    def snapshot(self, state: RunState) -> Snapshot:
-        """The whole state at `state`, in host memory that the loop does not touch again."""
+    def _described(self, state: RunState) -> RunState:
+        """`state` with what the trainer's parts know of it."""
         trainer = self._trainer
         means = trainer.tloss if trainer.tloss and state.cursor.batch else {}
-        means = {name: float(value) for name, value in means.items()}
         scaler = trainer.scaler.state_dict() if trainer.scaler.is_enabled() else None
-        state = replace(
-            state, loss_means=means, optimizer_groups=groups_to_json(trainer.optimizer), scaler=scaler or None
+        return replace(
+            state,
+            loss_means={name: float(value) for name, value in means.items()},
+            optimizer_groups=groups_to_json(trainer.optimizer),
+            scaler=scaler or None,
         )
-        tensors = self._copies.take(self._tensors())
-        files = {"results.csv": self._csv}
-        return Snapshot(name=self.name_of(state), state=state, tensors=tensors, made_from=self._made_from, files=files)
 
     def name_of(self, state: RunState) -> str:
         """Name of the checkpoint that holds `state`."""
@@ -367,13 +382,14 @@ class UltralyticsRun:
     def _tensors(self) -> dict[str, dict[str, torch.Tensor]]:
         trainer = self._trainer
         return {
-            "model": self._model.state_dict(),
-            "ema": trainer.ema.ema.state_dict(),
+            "model": self._model_state,
+            "ema": self._ema_state,
             "optimizer": named_state(trainer.optimizer, self._names),
             "gradients": gradients(self._model),
         }
 
     def drain(self) -> None:
+        self._copies.wait()
         self._writer.drain(_DRAIN_S)
 
     # -- going back ------------------------------------------------------------------------------------------------
