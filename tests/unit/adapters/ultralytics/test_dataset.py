@@ -15,6 +15,8 @@ from steadyolo.data.boards import write_boards
 from steadyolo.state.run_state import Cursor
 from tests.unit.adapters.ultralytics.set_up import trainer_for
 
+pytestmark = pytest.mark.slow
+
 NUM_SAMPLES = 500
 NUM_IMAGES = 50
 # Means of two sets of 500 samples differ by more than this many standard errors once in 30,000 comparisons.

@@ -17,6 +17,8 @@ from steadyolo.state.run_state import Cursor
 from tests.conftest import TASKS
 from tests.unit.adapters.ultralytics.set_up import trainer_for
 
+pytestmark = pytest.mark.slow
+
 NUM_EPOCHS = 3
 EVERYTHING = {  # every draw that Ultralytics knows
     "mosaic": 0.8,
