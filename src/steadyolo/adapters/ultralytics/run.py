@@ -170,12 +170,12 @@ class UltralyticsRun:
 
     def _start_epoch(self, cursor: Cursor) -> None:
         trainer, epoch = self._trainer, cursor.epoch
-        if cursor.batch == 0:  # until now callbacks may ask for the last epoch's means
-            trainer.tloss = None
         self._open_epoch = epoch
         self._epoch_started_s = self._shown_s = time.monotonic()
         trainer.epoch = epoch
         trainer.run_callbacks("on_train_epoch_start")
+        if cursor.batch == 0:  # until now callbacks may ask for the last epoch's means
+            trainer.tloss = None
         trainer.scheduler.last_epoch = epoch - 1
         trainer.step_scheduler()
         trainer._model_train()
