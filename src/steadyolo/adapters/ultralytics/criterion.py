@@ -4,7 +4,8 @@ Written against ultralytics 8.4.190, whose losses return `loss x images / normal
 add up to the batch unless the normaliser is the batch's. Box, class, DFL and angle terms are divided by the sum of
 target scores, mask and keypoint terms by the number of matched anchors, semantic and classification terms by images.
 Where all terms that teach a parameter share one normaliser (detect, obb, classify), gradients are scaled once at the
-end; elsewhere the normalisers are counted first, in a pass of their own.
+end; elsewhere the normalisers are counted first, in a pass of their own. YOLO26's pose is the one that stays inexact:
+its likelihood term is a mean over the keypoints in sight, counted inside the loss (`docs/guide.md` has the size of it).
 """
 
 from __future__ import annotations
