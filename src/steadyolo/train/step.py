@@ -68,7 +68,6 @@ class Stepper:
         self._precision = precision
         self._scaler = scaler
         self._max_gradient_norm = max_gradient_norm
-        self._factors: dict[str, Tensor] = {}  # of the batch at hand, by branch
         self._parameters = [(branch_of(name), p) for name, p in model.named_parameters() if p.requires_grad]
 
     def accumulate(self, batch: dict[str, Any]) -> BatchOutcome:
@@ -92,21 +91,22 @@ class Stepper:
                 tally = _Tally()
                 for part in parts:
                     tally.add(self._loss(part))
-            return self._backpropagate(parts, tally.factors())
+            return self._backpropagate(parts, tally.factors()).outcome()
         held = [p.grad for _, p in self._parameters]
         for _, p in self._parameters:
             p.grad = None
-        outcome = self._backpropagate(parts, {})
+        tally = self._backpropagate(parts, {})
+        factors = tally.factors()
         for (branch, p), before in zip(self._parameters, held, strict=True):
             if p.grad is not None:
-                p.grad.mul_(self._factors.get(branch, self._factors["main"]))
+                p.grad.mul_(factors.get(branch, factors["main"]))
                 if before is not None:
                     p.grad.add_(before)
             else:
                 p.grad = before
-        return outcome
+        return tally.outcome()
 
-    def _backpropagate(self, parts: Sequence[dict[str, Any]], known: Mapping[str, Tensor]) -> BatchOutcome:
+    def _backpropagate(self, parts: Sequence[dict[str, Any]], known: Mapping[str, Tensor]) -> _Tally:
         """Backpropagate each part, divided by the batch's normalisers where they are `known`, else not divided."""
         tally = _Tally()
         for piece in parts:
@@ -114,8 +114,7 @@ class Stepper:
             summed = tally.add(part)
             loss = torch.stack([total * known.get(name, 1.0) for name, total in summed.items()]).sum()
             self._scaler.scale(loss).backward()
-        self._factors = tally.factors()
-        return tally.outcome()
+        return tally
 
     def _is_finite(self, loss: Tensor) -> Tensor:
         """Whether this batch's loss and what it left in the gradients is finite, so that the batch at fault is known.
