@@ -20,7 +20,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
-app.command(name="train", context_settings={"ignore_unknown_options": True})(train.train)
+app.command(name="train", context_settings={"ignore_unknown_options": True}, epilog=train.settings_help())(train.train)
 app.command(name="resume", context_settings={"ignore_unknown_options": True})(resume.resume)
 app.command(name="demo")(demo.demo)
 app.command(name="doctor")(doctor.doctor)

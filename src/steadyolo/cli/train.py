@@ -51,5 +51,5 @@ def _task_of(arguments: dict[str, Any]) -> str:
 
 
 def settings_help() -> str:
-    """Our dotted arguments, a line each."""
-    return "\n".join(f"  {name:<22} {setting.help}" for name, setting in OURS.items())
+    """Our dotted arguments, a paragraph each."""
+    return "\n\n".join(f"`{name}`: {setting.help}" for name, setting in OURS.items())
