@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from steadyolo.state.host_array import host_array
+
 Groups = Mapping[str, Mapping[str, Tensor]]
 Copies = dict[str, dict[str, Tensor]]
 
@@ -86,10 +88,8 @@ class HostCopies:
 
 
 def _copy(source: Tensor, target: Tensor) -> None:
-    if source.device.type == "cpu" and source.dtype not in {torch.bfloat16, torch.float16}:
-        # NumPy copies in the thread that asks. torch would split each tensor over its thread pool and wait for it
-        # hundreds of times, which is slow whenever a core has something else to do.
-        np.copyto(target.numpy(), source.numpy())
+    if source.device.type == "cpu":
+        np.copyto(host_array(target), host_array(source))
     else:
         target.copy_(source, non_blocking=source.is_cuda)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from steadyolo.errors import DataLoss, UserError
+from steadyolo.state.host_array import host_array
 
 if TYPE_CHECKING:
     import torch
@@ -75,10 +76,10 @@ def _header(tensors: Mapping[str, torch.Tensor]) -> bytes:
 
 
 def _raw(tensor: torch.Tensor) -> memoryview:
-    import torch
+    import numpy as np
 
-    # numpy has no bfloat16, so the bytes are taken first; reshape copies only where the memory is not in logical order.
-    return tensor.detach().reshape(-1).contiguous().view(torch.uint8).numpy().data
+    # Copies only where the memory is not in logical order.
+    return np.ascontiguousarray(host_array(tensor)).reshape(-1).view(np.uint8).data
 
 
 def _gathered(pieces: Iterable[memoryview]) -> Iterator[memoryview]:

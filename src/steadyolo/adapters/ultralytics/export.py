@@ -9,11 +9,13 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from ultralytics import __version__ as ultralytics_version
 from ultralytics.cfg import DEFAULT_CFG_DICT
 
+from steadyolo.state.host_array import host_array
 from steadyolo.state.snapshot import Snapshot
 from steadyolo.vault.files import replace_file
 
@@ -42,9 +44,12 @@ class WeightExporter:
         if state.cursor.batch or not state.epochs_closed:
             return
         own = self._module.state_dict()
-        with torch.no_grad():
+        with np.errstate(over="ignore"):  # what fp16 cannot hold becomes its largest number
             for name, tensor in snapshot.tensors["ema"].items():
-                own[name].copy_(torch.nan_to_num(tensor.half()) if tensor.is_floating_point() else tensor)
+                target = host_array(own[name])
+                np.copyto(target, host_array(tensor), casting="same_kind")
+                if tensor.is_floating_point():
+                    np.nan_to_num(target, copy=False)
         buffer = io.BytesIO()
         torch.save(self._checkpoint(snapshot), buffer)
         data = buffer.getbuffer()

@@ -54,6 +54,7 @@ from steadyolo.data.window import DecodedWindow
 from steadyolo.errors import SteadyError, UserError
 from steadyolo.state.run_state import Ledger, RunState
 from steadyolo.train.host_copy import HostCopies
+from steadyolo.train.host_memory import keep_freed_memory
 from steadyolo.train.precision import Precision, choose_precision
 from steadyolo.train.signals import EXIT_INTERRUPTED, StopRequest, exit_at_once
 from steadyolo.train.supervisor import supervise
@@ -112,6 +113,7 @@ class SteadyTrainer(BaseTrainer):  # type: ignore[misc]  # upstream is untyped
         if self.device.type == "cpu":  # upstream leaves one core idle
             threads = self._start.made_from["plan"]["threads"] if self._start else self.spec.num_threads
             torch.set_num_threads(threads or num_cores())
+            keep_freed_memory()
 
     # -- what upstream asks its subclasses for ---------------------------------------------------------------------
 
