@@ -18,8 +18,8 @@ from rich.table import Table
 
 from steadyolo.errors import SteadyError, UserError
 
-_NUM_TRAIN, _NUM_VAL, _SIDE_PX, _EPOCHS = 152, 16, 160, 18
-_CONFIDENCE = 0.015  # after a minute of training a model is not sure of anything yet
+_NUM_TRAIN, _NUM_VAL, _SIDE_PX, _EPOCHS = 240, 16, 160, 18
+_CONFIDENCE = 0.15  # after a minute of training a model is not sure of much yet
 _KILLED_AT = (_EPOCHS // 2, 7)  # epoch and batch, counted from 0
 # Few images and many small steps: what learns something visible in a minute.
 _ARGUMENTS = (
@@ -29,11 +29,11 @@ _ARGUMENTS = (
     "batch=8",
     "nbs=8",
     "optimizer=AdamW",
-    "lr0=0.003",
+    "lr0=0.006",
     "warmup_epochs=1",
-    "mosaic=0.3",
+    "mosaic=0",
     "scale=0.2",
-    "close_mosaic=5",
+    "translate=0.05",
     "patience=0",
     "device=cpu",
     "verbose=False",
@@ -63,7 +63,7 @@ def demo(
         num_train=_NUM_TRAIN,
         num_val=_NUM_VAL,
         size_px=(_SIDE_PX, _SIDE_PX),
-        defects_per_board=(3, 6),
+        defects_per_board=(4, 8),
     )
     console.print(f"{_NUM_TRAIN} boards to learn from and {_NUM_VAL} to judge by, in {folder / 'boards'}")
     arguments = [f"data={data}", f"project={folder / 'runs'}", *_ARGUMENTS]
