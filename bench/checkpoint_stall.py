@@ -1,7 +1,8 @@
 """What saving costs training: steadyolo against Ultralytics.
 
-Part a, the time that the loop stands still for a save. Ours: the time around `run.save` in the loop's thread during
-real training that saves as often as the writer keeps up (`save.every=1steps`), saves at epoch ends included.
+Part a, the time that the loop stands still for a save. Ours: `stall_seconds` of each `save_committed` event of real
+training that saves as often as the writer keeps up (`save.every=1steps`), saves at epoch ends included: what the loop
+spends in `save`, and what the next update waits for the copying to end.
 Ultralytics: the time of `save_model`, which it calls after each epoch, called repeatedly on the same trained model
 with the same optimizer (writing `last.pt` only; `best.pt`, which it sometimes writes too, is left out in its favour).
 Images are tiny, which changes nothing in what is saved. `ratio` = ours p99 / theirs median, the worst case's.
@@ -51,27 +52,21 @@ def measure(request: bench.Json) -> bench.Json:
 
 
 def _ours_stalls(request: bench.Json) -> bench.Json:
-    from steadyolo.adapters.ultralytics.run import UltralyticsRun
+    from steadyolo.events import read_events
 
-    stalls_s: dict[str, list[float]] = {"in_epoch": [], "at_epoch_end": []}
-    save = UltralyticsRun.save
+    num_batches = 0
+    log = Path()
 
-    def timed(run: Any, state: Any, **how: Any) -> None:
-        began_s = time.perf_counter()
-        save(run, state, **how)
-        elapsed = time.perf_counter() - began_s
-        if state.cursor.epoch or state.cursor.batch:  # the first save of all is made before training begins
-            stalls_s["in_epoch" if state.cursor.batch else "at_epoch_end"].append(elapsed)
-
-    def enough(_: Any) -> None:
-        if sum(map(len, stalls_s.values())) >= request["saves"]:
+    def enough(trainer: Any) -> None:
+        nonlocal num_batches, log
+        num_batches += 1
+        log = Path(trainer.save_dir) / "steadyolo" / "events.jsonl"
+        if num_batches >= request["saves"] and len(list(read_events(log, kinds={"save_committed"}))) > request["saves"]:
             raise bench.Measured
 
-    with patch.object(UltralyticsRun, "save", timed):
-        bench.train(
-            "ours", request["arguments"], ours={"save.every": "1steps"}, callbacks={"on_train_batch_end": enough}
-        )
-    return dict(stalls_s)
+    bench.train("ours", request["arguments"], ours={"save.every": "1steps"}, callbacks={"on_train_batch_end": enough})
+    saves = list(read_events(log, kinds={"save_committed"}))
+    return {"stalls_s": [save["stall_seconds"] for save in saves[1:]]}  # the first is made before training begins
 
 
 def _theirs_stalls(request: bench.Json) -> bench.Json:
@@ -87,14 +82,13 @@ def _theirs_stalls(request: bench.Json) -> bench.Json:
 
     callbacks: bench.Callbacks = {"on_pretrain_routine_end": bench.use_all_cores, "on_model_save": on_model_save}
     bench.train("theirs", request["arguments"], callbacks=callbacks)
-    return {"in_epoch": stalls_s}
+    return {"stalls_s": stalls_s}
 
 
 def _stalls(args: Any, data: Path, out: Path) -> list[bench.Json]:
     cases = []
     for model, optimizer in itertools.product(args.models, args.optimizers):
         stalls_s: dict[str, list[float]] = {side: [] for side in SIDES}
-        in_epoch_s: list[float] = []
         for repeat, side in bench.alternating(args.repeats, SIDES):
             name = f"{Path(model).stem}-{optimizer}-{side}-{repeat}"
             request = {
@@ -111,21 +105,17 @@ def _stalls(args: Any, data: Path, out: Path) -> list[bench.Json]:
                 },
             }
             answer = bench.in_child(request, out=out, name=name)
-            stalls_s[side] += [*answer["in_epoch"], *answer.get("at_epoch_end", [])]
-            in_epoch_s += answer["in_epoch"] if side == "ours" else []
+            stalls_s[side] += answer["stalls_s"]
             median_ms = 1e3 * statistics.median(stalls_s[side])
             bench.say(f"{name}: {median_ms:.1f} ms in the middle, {1e3 * max(stalls_s[side]):.1f} ms at most")
         ours, theirs = _tail(stalls_s["ours"]), _tail(stalls_s["theirs"])
         ratio = bench.round_off(ours["p99_ms"] / theirs["p50_ms"])
-        case = {"model": model, "optimizer": optimizer, "ours": ours, "theirs": theirs, "ratio": ratio}
-        cases.append({**case, "ours_in_epoch": _tail(in_epoch_s)})
+        cases.append({"model": model, "optimizer": optimizer, "ours": ours, "theirs": theirs, "ratio": ratio})
         bench.say(f"{model} with {optimizer}: ours p99 is {ratio:.3f} of Ultralytics' median")
     return cases
 
 
 def _tail(values_s: list[float]) -> bench.Json:
-    if not values_s:
-        return {"saves": 0}
     return {
         "saves": len(values_s),
         "p50_ms": bench.round_off(1e3 * statistics.median(values_s)),

@@ -37,8 +37,9 @@ class HostCopies:
 
         Until `wait` returns, nobody may change what is copied in the background: between two optimizer updates, that is
         everything but gradients and the statistics of normalisation layers. From an accelerator all is copied now.
+        Copies that are begun before an earlier one is done come after it, and nobody waits.
         """
-        self.wait()
+        before = self._thread
         with self._lock:
             held = self._free.pop() if self._free else {}
         copies: Copies = {group: dict.fromkeys(tensors) for group, tensors in groups.items() if tensors}  # type: ignore[misc]
@@ -54,6 +55,8 @@ class HostCopies:
                         copies[group][name] = buffer
 
         def finish() -> None:
+            if before is not None:
+                before.join()
             try:
                 copy(lambda name: name not in now)
                 if on_device:

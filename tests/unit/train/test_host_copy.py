@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from threading import Event
+
 import pytest
 import torch
 
@@ -76,3 +78,20 @@ def test_what_goes_wrong_in_the_background_is_raised_where_it_is_waited_for() ->
     with pytest.raises(OSError, match="no"):
         copies.wait()
     assert copies.wait() >= 0.0
+
+
+def test_a_copy_begun_during_another_comes_after_it_and_nobody_waits() -> None:
+    copies = HostCopies()
+    order: list[str] = []
+    may_end = Event()
+
+    def first(_: object) -> None:
+        may_end.wait(10)
+        order.append("first")
+
+    copies.begin(groups(), at_once=(), then=first)
+    copies.begin(groups(), at_once=(), then=lambda _: order.append("second"))  # would hang here if it waited
+    assert order == []
+    may_end.set()
+    copies.wait()
+    assert order == ["first", "second"]
