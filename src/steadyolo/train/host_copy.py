@@ -63,7 +63,7 @@ class HostCopies:
                     torch.cuda.synchronize()
                 then(copies)
             except BaseException as error:  # noqa: BLE001  # the thread's edge: raised again where it is waited for
-                self._error = error
+                self._error = self._error or error  # the first one tells most
 
         copy(now.__contains__)
         if on_device:

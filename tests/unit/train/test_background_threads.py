@@ -33,39 +33,39 @@ def two_threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def num_threads() -> int:
-    return len(os.listdir("/proc/self/task"))
+def thread_ids() -> set[str]:
+    return set(os.listdir("/proc/self/task"))
 
 
-def threads_started_by(work: Callable[[], Any]) -> int:
-    """How many threads of the process, its own aside, `work` leaves behind in a thread beside the main one."""
-    counts: list[int] = []
+def num_threads_started_by(work: Callable[[], Any]) -> int:
+    """How many threads of the process `work` starts, and leaves behind, in a thread beside the main one."""
+    started: list[set[str]] = []
 
-    def count_around() -> None:
-        counts.append(num_threads())
+    def look_around() -> None:
+        before = thread_ids()
         work()
-        counts.append(num_threads())
+        started.append(thread_ids() - before)
 
-    thread = threading.Thread(target=count_around)
+    thread = threading.Thread(target=look_around)
     thread.start()
     thread.join()
-    return counts[1] - counts[0]
+    return len(started[0])
 
 
 def test_torch_itself_would_start_a_pool() -> None:
     big = torch.ones(BIG).to(memory_format=torch.channels_last)
-    assert threads_started_by(lambda: torch.empty(BIG).copy_(big)) == 1
+    assert num_threads_started_by(lambda: torch.empty(BIG).copy_(big)) == 1
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_copying_and_encoding_start_none(dtype: torch.dtype) -> None:
     tensors = {"weight": torch.ones(BIG, dtype=dtype).to(memory_format=torch.channels_last)}
-    before, during = num_threads(), []
+    before, during = thread_ids(), set[str]()
     copies = HostCopies()
-    copies.begin({"model": tensors}, at_once=(), then=lambda _: during.append(num_threads()))
+    copies.begin({"model": tensors}, at_once=(), then=lambda _: during.update(thread_ids()))
     copies.wait()
-    assert during == [before + 1], "the copying thread itself"
-    assert threads_started_by(lambda: list(encode(tensors))) == 0
+    assert len(during - before) == 1, "the copying thread itself"
+    assert num_threads_started_by(lambda: list(encode(tensors))) == 0
 
 
 def test_exporting_starts_none(tmp_path: Path) -> None:
@@ -75,6 +75,6 @@ def test_exporting_starts_none(tmp_path: Path) -> None:
     closed = replace(RunState.fresh(), cursor=Cursor(epoch=1, batch=0), epochs_closed=1)
     tensors = {"ema": {"weight": model.weight.detach()}}
     snapshot = Snapshot(name="step-1", state=closed, tensors=tensors, made_from={})
-    assert threads_started_by(lambda: export(snapshot)) == 0
+    assert num_threads_started_by(lambda: export(snapshot)) == 0
     exported = torch.load(tmp_path / "last.pt", weights_only=False)["model"].weight
     assert torch.equal(exported, torch.nan_to_num(model.weight.detach().half()))

@@ -29,7 +29,7 @@ class WeightExporter:
     def __init__(self, ema: nn.Module, folder: Path, *, train_args: Mapping[str, Any], save_period: int) -> None:
         ema_criterion = getattr(ema, "criterion", None)
         ema.criterion = None  # type: ignore[assignment]  # holds hooks and hyperparameters that no weights file needs
-        self._module = deepcopy(ema).half().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+        self._module = deepcopy(ema).half().to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         ema.criterion = ema_criterion  # type: ignore[assignment]
         self._module.args = {k: v for k, v in train_args.items() if k in DEFAULT_CFG_DICT}  # type: ignore[assignment]
         for parameter in self._module.parameters():
