@@ -367,7 +367,7 @@ def _print_details(console: Console, details: Details) -> None:
         grid.add_row(Text(name, style="dim"), Text(str(value)))
     console.print(Text(one.path, style="bold"), grid, sep="\n")
     if details.checkpoints:
-        console.print("\n[bold]checkpoints", _checkpoint_table(details.checkpoints), sep="\n")
+        console.print("\n[bold]checkpoints", _checkpoint_table(details.checkpoints, one.epochs_asked), sep="\n")
     if details.results:
         console.print("\n[bold]last results", _results_table(details.results), sep="\n")
     if details.events:
@@ -378,7 +378,7 @@ def _print_details(console: Console, details: Details) -> None:
         console.print(Text(f"\ngo on with: steadyolo resume {shlex.quote(one.path)}", style="bold"), soft_wrap=True)
 
 
-def _checkpoint_table(checkpoints: Iterable[Checkpoint]) -> Table:
+def _checkpoint_table(checkpoints: Iterable[Checkpoint], epochs_asked: int | None) -> Table:
     table = Table(box=None, pad_edge=False, header_style="dim")
     for column in ("name", "step", "next batch", "age", "size", "verified"):
         table.add_column(column, overflow="fold")
@@ -387,12 +387,20 @@ def _checkpoint_table(checkpoints: Iterable[Checkpoint]) -> Table:
         table.add_row(
             one.name,
             "?" if one.step is None else f"{one.step}",
-            "?" if one.epoch is None or one.batch is None else f"{one.batch + 1} of epoch {one.epoch + 1}",
+            _next_batch(one, epochs_asked),
             age_text(one.age_s),
             size_text(one.size_bytes),
             verified or Text(f"BAD: {one.why}", style="bold red"),
         )
     return table
+
+
+def _next_batch(one: Checkpoint, epochs_asked: int | None) -> str:
+    if one.epoch is None or one.batch is None:
+        return "?"
+    if epochs_asked is not None and one.epoch >= epochs_asked:
+        return "none, all is trained"
+    return f"{one.batch + 1} of epoch {one.epoch + 1}"
 
 
 def _results_table(results: list[dict[str, str]]) -> Table:

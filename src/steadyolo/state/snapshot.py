@@ -11,17 +11,15 @@ from steadyolo.state.run_state import RunState
 if TYPE_CHECKING:
     import torch
 
-TENSOR_GROUPS = ("model", "ema", "optimizer", "gradients")
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
     """State, tensors and origin of a run at one batch boundary.
 
-    `tensors` maps a group of `TENSOR_GROUPS` to named host tensors that nobody else writes to; `gradients` is there
-    only when batches wait for their update. `made_from` (JSON values only) is what the run was made from: resolved
-    spec, plan, package versions, dataset fingerprint. `files` are small companions kept byte for byte, such as
-    `results.csv`.
+    `tensors` maps a group (model, ema, optimizer, gradients) to named host tensors that nobody else writes to;
+    `gradients` is there only when batches wait for their update. `made_from` (JSON values only) is what the run was
+    made from: resolved spec, plan, package versions, dataset fingerprint. `files` are small companions kept byte for
+    byte, such as `results.csv`.
     """
 
     name: str  # the checkpoint's folder name; sorts in the order of saving

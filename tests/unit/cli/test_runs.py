@@ -236,6 +236,12 @@ def test_show_tells_everything(three_runs: Path) -> None:
     assert told["results"][-1]["metrics/mAP50(B)"] == "0.5"
 
 
+@pytest.mark.parametrize(("epochs", "wanted"), [(2, "2 of epoch 2"), (1, "none, all is trained")])
+def test_show_tells_which_batch_comes_next(epochs: int, wanted: str, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", started(epochs=epochs), STOPPED, saves=1)
+    assert wanted in run_app("show", str(run)).stdout
+
+
 def test_ls_is_quick_and_brings_neither_torch_nor_ultralytics(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", started(), closed(1, 0.5, is_best=True))
     log = EventLog(run / "steadyolo" / "events.jsonl", step_every_s=0)
