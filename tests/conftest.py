@@ -10,12 +10,17 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.faults.uninterrupted import Reference
 
 # Before Ultralytics is imported anywhere, in children too: nothing of the user's is read or written, nothing fetched.
 _SETTINGS = tempfile.TemporaryDirectory(prefix="steadyolo-tests-")
 os.environ |= {"YOLO_CONFIG_DIR": _SETTINGS.name, "YOLO_OFFLINE": "true", "YOLO_AUTOINSTALL": "false"}
+
+# How long an example takes says nothing on a shared machine; what it shows does.
+settings.register_profile("steadyolo", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("steadyolo")
 
 TASKS = ("detect", "segment", "pose", "obb", "classify")
 SUFFIXES = {"detect": "", "segment": "-seg", "pose": "-pose", "obb": "-obb", "classify": "-cls"}

@@ -39,7 +39,7 @@ def test_every_dtype_comes_back(dtype: torch.dtype, tmp_path: Path) -> None:
     assert_same(decode(tmp_path / "it"), tensors)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.dictionaries(
         st.text(min_size=1, max_size=8).filter(lambda name: name != "__metadata__"),
