@@ -20,7 +20,7 @@ from typing import Any, ClassVar, Literal, SupportsFloat
 
 logger = logging.getLogger(__name__)
 
-StopReason = Literal["interrupted", "finished", "early_stopping", "time", "failed"]
+StopReason = Literal["interrupted", "finished", "early_stopping", "time", "taken_over", "failed"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,6 +97,48 @@ class SaveFailed(Event):
     kind: ClassVar[str] = "save_failed"
     name: str
     error: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CopyVerified(Event):
+    """A checkpoint is whole in `tier`, confirmed there. `num_bytes` were sent, in `seconds`."""
+
+    kind: ClassVar[str] = "copy_verified"
+    tier: str
+    name: str
+    num_bytes: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CopyFailed(Event):
+    """A tier could not be written to, for the `attempt`-th time in a row. It is tried again in `retry_s` seconds."""
+
+    kind: ClassVar[str] = "copy_failed"
+    tier: str
+    error: str
+    remedy: str
+    attempt: int
+    retry_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CopyDropped(Event):
+    """A checkpoint will not be kept in `tier`; newer ones will."""
+
+    kind: ClassVar[str] = "copy_dropped"
+    tier: str
+    name: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TakenOver(Event):
+    """Another process took the run over in `tier`; this one saves and stops."""
+
+    kind: ClassVar[str] = "taken_over"
+    tier: str
+    why: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,9 +22,10 @@ from steadyolo.vault.tensors import decode, encode
 MANIFEST = "manifest.json"
 STATE = "state.json"
 TENSORS = ".safetensors"
+RUN_FOLDER = "run folder"  # the first tier
 
 _NAME = re.compile(r"step-\d{8}\.\d{8}")
-_LEFTOVER = re.compile(_NAME.pattern + r"\.(partial|deleted)-(?P<writer_id>.+)")
+_LEFTOVER = re.compile(_NAME.pattern + r"\.(partial|deleted|fetching)-(?P<writer_id>.+)")
 _COMPANION = re.compile(r"\w[\w.-]*")
 _USE_OLDER = "use an older checkpoint; `resume` does so by itself"
 
@@ -40,10 +41,11 @@ class Committed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rejected:
-    """A checkpoint that must not be used, and why."""
+    """A checkpoint that must not be used, and why; in the run folder, or in a tier beyond it."""
 
     name: str
     why: str
+    tier: str = RUN_FOLDER
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,7 +101,38 @@ class Checkpoints:
 
     def committed(self) -> list[str]:
         """Names of the checkpoints that count, oldest first."""
-        return [name for name in self._names() if is_committed(self.root / name)]
+        return [name for name in self.names() if is_committed(self.root / name)]
+
+    def names(self) -> list[str]:
+        """Everything under a final name, whether or not it counts, oldest first."""
+        return [path.name for path in self._entries() if _NAME.fullmatch(path.name)]
+
+    def writer_of(self, name: str) -> str | None:
+        """Who committed checkpoint `name`; None where its manifest cannot be read."""
+        try:
+            return Manifest.from_json((self._folder(name) / MANIFEST).read_bytes()).writer_id
+        except (OSError, DataLoss, UserError):
+            return None
+
+    def fetching(self, name: str, token: int) -> Path:
+        """Where a copy of `name` is put together before it is adopted. What is there already is kept."""
+        ensure_folder(self.root, disk=self._disk)
+        return self._folder(name).with_name(f"{name}.fetching-{token}")
+
+    def adopt(self, name: str, staged: Path, manifest: bytes) -> None:
+        """Let the files in `staged`, which are durable, count as checkpoint `name`. A bad one there is set aside.
+
+        Raises: `Transient` when the disk does not keep it.
+        """
+        folder = self._folder(name)
+        with self._keeping(f"checkpoint {name} was not restored"):
+            if folder.exists():
+                self.set_aside(name)
+            self._disk.remove(staged / MANIFEST)
+            self._disk.write(staged / MANIFEST, [manifest])
+            self._disk.sync_folder(staged)
+            self._disk.rename(staged, folder)
+            self._disk.sync_folder(self.root)
 
     def verify(self, name: str) -> None:
         """Read all of checkpoint `name` and compare it with what was written.
@@ -131,7 +164,7 @@ class Checkpoints:
     def newest_verified(self) -> Found:
         """The newest checkpoint that can be used, going back past those that cannot. Changes nothing on the disk."""
         rejected: list[Rejected] = []
-        for name in reversed(self._names()):
+        for name in reversed(self.names()):
             try:
                 return Found(snapshot=self.load(name), rejected=tuple(rejected))
             except (DataLoss, UserError) as error:
@@ -252,10 +285,6 @@ class Checkpoints:
         if not _NAME.fullmatch(name):
             raise UserError(f"{name!r} is not a checkpoint's name", remedy="use a name such as step-00001234.00005678")
         return self.root / name
-
-    def _names(self) -> list[str]:
-        """Everything under a final name, whether or not it counts."""
-        return [path.name for path in self._entries() if _NAME.fullmatch(path.name)]
 
     def _entries(self) -> list[Path]:
         return sorted(self.root.iterdir()) if self.root.is_dir() else []

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, ClassVar
 
-from steadyolo.errors import DataLoss, UserError
+from steadyolo.errors import UserError
+from steadyolo.vault.digested import from_text, to_text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +40,7 @@ class Manifest:
     def to_json(self) -> bytes:
         """The text of `manifest.json`. It ends with a digest of itself, so that a flipped bit in it is seen too."""
         body = {"version": self.VERSION, **asdict(self)}
-        return _text({**body, "digest": _digest(body)})
+        return to_text(body)
 
     @classmethod
     def from_json(cls, text: bytes) -> Manifest:
@@ -50,14 +49,14 @@ class Manifest:
         Raises: `DataLoss` when the text is not what was written, in any version: the digest covers every other key.
         `UserError` for a newer version, and for unknown or missing keys.
         """
-        raw = _parsed(text)
+        raw = from_text(text, what="manifest.json")
         if raw.get("version") != cls.VERSION:
             raise UserError(
                 f"manifest of version {raw.get('version')!r}, written by steadyolo {raw.get('steadyolo_version')}; "
                 f"this steadyolo {steadyolo_version()} reads version {cls.VERSION}",
                 remedy="use the steadyolo that wrote it, or a newer one",
             )
-        _require_keys(raw, {"version", "digest", *(f.name for f in fields(cls))})
+        _require_keys(raw, {"version", *(f.name for f in fields(cls))})
         for entry in raw["files"]:
             _require_keys(entry, {f.name for f in fields(FileEntry)})
         files = tuple(FileEntry(**entry) for entry in raw["files"])
@@ -70,29 +69,6 @@ def steadyolo_version() -> str:
         return version("steadyolo")
     except PackageNotFoundError:
         return "unknown"
-
-
-def _text(raw: Mapping[str, Any]) -> bytes:
-    return json.dumps(raw, indent=1).encode() + b"\n"
-
-
-def _digest(body: Mapping[str, Any]) -> str:
-    return hashlib.sha256(_text(body)).hexdigest()
-
-
-def _parsed(text: bytes) -> dict[str, Any]:
-    """The JSON object in `text`, which must be byte for byte what `_text` writes and carry its own right digest."""
-    remedy = "use an older checkpoint; `resume` does so by itself"
-    try:
-        raw = json.loads(text)
-    except ValueError as error:
-        raise DataLoss(f"manifest.json is damaged: {error}", remedy=remedy) from error
-    if not isinstance(raw, dict) or "digest" not in raw:
-        raise DataLoss("manifest.json is damaged: expected a digest, found none", remedy=remedy)
-    found = _digest({key: value for key, value in raw.items() if key != "digest"})
-    if raw["digest"] != found or _text(raw) != text:
-        raise DataLoss(f"manifest.json is damaged: expected digest {raw['digest']}, found {found}", remedy=remedy)
-    return raw
 
 
 def _require_keys(raw: Mapping[str, Any], wanted: set[str]) -> None:

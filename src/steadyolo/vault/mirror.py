@@ -1,0 +1,130 @@
+"""`RunMirror`: everything of a run folder that is no checkpoint, kept in a store under the same names."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path, PurePosixPath
+
+from steadyolo.errors import DataLoss
+from steadyolo.vault.claim import Claim
+from steadyolo.vault.digested import from_text, to_text
+from steadyolo.vault.disk import ensure_folder
+from steadyolo.vault.files import replace_file
+from steadyolo.vault.objects import Absent
+from steadyolo.vault.remote_run import OURS, Pace, RemoteRun
+
+INDEX = f"{OURS}/mirror.json"
+SEGMENT_BYTES = 2**20  # logs grow at their end: only the last segment of one is sent again
+WHOLE_BYTES = 256 * 2**20  # other files are one object each, as large as the stores take comfortably
+_NOT_MIRRORED = (f"{OURS}/checkpoints/", f"{OURS}/lock", f"{OURS}/tiers.json")
+_REMEDY = "look at that object; checkpoints do not depend on it"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Segment:
+    """A stretch of a mirrored file, under `key`."""
+
+    key: str
+    num_bytes: int
+    sha256: str
+
+
+class RunMirror:
+    """Sends what changed since the last time, the index last."""
+
+    def __init__(self, run: RemoteRun, folder: Path) -> None:
+        self._run = run
+        self._folder = folder
+        self._seen: dict[str, tuple[int, int]] = {}  # size in bytes and time of change, by path
+        self._index: dict[str, list[Segment]] | None = None
+
+    def push(self, *, claim: Claim, pace: Pace) -> int:
+        """Bring the store up to date. Returns the bytes that were sent. Raises: `Transient`, `UserError`, `Fenced`."""
+        if self._index is None:
+            self._index = _index_of(self._run)
+        self._run.check(claim)
+        sent_bytes, changed = 0, False
+        for path, stamp in self._changed():
+            segments = list(_segments(self._folder, path))
+            known = {segment.key: segment for segment in self._index.get(path, [])}
+            for segment, data in segments:
+                if known.get(segment.key) != segment:
+                    pace(len(data))
+                    self._run.store.put(f"{self._run.name}/{segment.key}", data)
+                    sent_bytes += len(data)
+            self._index[path] = list(dict(segments))
+            self._seen[path] = stamp
+            changed = True
+        if changed:
+            index = {path: [asdict(segment) for segment in segments] for path, segments in self._index.items()}
+            self._run.store.put(f"{self._run.name}/{INDEX}", to_text({"version": 1, "files": index}))
+        return sent_bytes
+
+    def _changed(self) -> Iterator[tuple[str, tuple[int, int]]]:
+        for path in sorted(self._folder.rglob("*")):
+            relative = path.relative_to(self._folder).as_posix()
+            if relative.startswith(_NOT_MIRRORED) or path.name.endswith(".partial") or path.is_symlink():
+                continue
+            try:
+                if not path.is_file():
+                    continue
+                stat = path.stat()
+            except OSError:  # deleted while we look
+                continue
+            if self._seen.get(relative) != (stat.st_size, stat.st_mtime_ns):
+                yield relative, (stat.st_size, stat.st_mtime_ns)
+
+
+def restore_mirror(run: RemoteRun, into: Path) -> list[str]:
+    """Put the mirrored files of `run` under `into`. Returns what could not be restored, and why.
+
+    Files that are there with the right content are left alone. Raises: `Transient`, `UserError`.
+    """
+    problems: list[str] = []
+    for path, segments in _index_of(run).items():
+        target = into / path
+        if PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts or path.startswith(_NOT_MIRRORED):
+            problems.append(f"{path}: not a name that a run folder has")
+            continue
+        try:
+            data = b"".join(_fetched(run, segment) for segment in segments)
+        except DataLoss as error:
+            problems.append(f"{path}: {error.message}")
+            continue
+        if not target.is_file() or target.read_bytes() != data:
+            ensure_folder(target.parent)
+            replace_file(target, data)
+    return problems
+
+
+def _fetched(run: RemoteRun, segment: Segment) -> bytes:
+    try:
+        data = run.store.get(f"{run.name}/{segment.key}").data
+    except Absent:
+        raise DataLoss(f"{segment.key} in {run.url} is not there", remedy=_REMEDY) from None
+    found = hashlib.sha256(data).hexdigest()
+    if found != segment.sha256:
+        raise DataLoss(f"{segment.key} in {run.url}: expected digest {segment.sha256}, found {found}", remedy=_REMEDY)
+    return data
+
+
+def _index_of(run: RemoteRun) -> dict[str, list[Segment]]:
+    """What is mirrored. An index that is damaged or not there stands for nothing: the next push writes all again."""
+    try:
+        raw = from_text(run.store.get(f"{run.name}/{INDEX}").data, what=f"{INDEX} of {run.url}", remedy=_REMEDY)
+    except (Absent, DataLoss):
+        return {}
+    return {path: [Segment(**segment) for segment in segments] for path, segments in raw["files"].items()}
+
+
+def _segments(folder: Path, path: str) -> Iterator[tuple[Segment, bytes]]:
+    """The file as it is now, in the pieces that it is stored in."""
+    name = PurePosixPath(path).name
+    size_bytes = SEGMENT_BYTES if name.endswith(".jsonl") or "tfevents" in name else WHOLE_BYTES
+    with (folder / path).open("rb") as file:
+        pieces = [piece for piece in iter(lambda: file.read(size_bytes), b"")] or [b""]
+    for number, piece in enumerate(pieces):
+        key = path if len(pieces) == 1 and size_bytes == WHOLE_BYTES else f"{path}.part-{number:05d}"
+        yield Segment(key=key, num_bytes=len(piece), sha256=hashlib.sha256(piece).hexdigest()), piece

@@ -1,0 +1,108 @@
+"""Finds the newest checkpoint that verifies, in whichever place it is, and brings it into the run folder."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TypeVar
+
+from steadyolo.errors import DataLoss, Transient, UserError
+from steadyolo.plan.uploads import plan_wait_s
+from steadyolo.state.snapshot import Snapshot
+from steadyolo.vault.checkpoints import RUN_FOLDER, Checkpoints, Rejected
+from steadyolo.vault.copy import Copy
+from steadyolo.vault.remote_run import Pace, RemoteRun
+
+_Result = TypeVar("_Result")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FoundCopy:
+    """The newest checkpoint that is good, now in the run folder, and the tier that it came from.
+
+    `rejected` are the newer or nearer ones that are not good, newest first. `tokens` are those of the sessions whose
+    checkpoints were brought here, by writer.
+    """
+
+    snapshot: Snapshot | None
+    tier: str | None
+    rejected: tuple[Rejected, ...]
+    tokens: Mapping[str, int]
+
+
+class Patience:
+    """How long a store that does not answer is tried again, over all that is asked of it."""
+
+    def __init__(
+        self,
+        patience_s: float,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+        tell: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        self._clock = clock
+        self._sleep = sleep
+        self._tell = tell
+        self._ends_at = clock() + patience_s
+
+    def keep_trying(self, work: Callable[[], _Result]) -> _Result:
+        """What `work` returns, when it does. Raises: its last `Transient` once patience is used up."""
+        num_failures = 0
+        while True:
+            try:
+                return work()
+            except Transient as error:
+                num_failures += 1
+                wait_s = plan_wait_s(num_failures=num_failures, chance=0.5)
+                if self._clock() + wait_s > self._ends_at:
+                    raise
+                self._tell(f"{error.message}; trying again in {wait_s:.0f} s")
+                self._sleep(wait_s)
+
+
+def newest_of_all(
+    checkpoints: Checkpoints,
+    runs: Mapping[str, RemoteRun],
+    *,
+    token_of: Callable[[str], int],
+    patience: Patience,
+    progress: Callable[[str, str], Pace] = lambda _tier, _name: lambda _: None,
+) -> FoundCopy:
+    """The newest checkpoint that verifies among `checkpoints` and `runs` (fastest first), brought into `checkpoints`.
+
+    `token_of` says which session committed a checkpoint of the run folder. A tier that cannot be listed is an error:
+    leave it out of `runs` to go on without it. `progress(tier, name)` gives what hears of the bytes as they come.
+    Raises: `Transient` when a store that is asked does not answer for too long.
+    """
+    places: dict[Copy, list[str]] = {Copy(token_of(name), name): [RUN_FOLDER] for name in checkpoints.names()}
+    for tier, run in runs.items():
+        for copy in patience.keep_trying(run.copies):
+            places.setdefault(copy, []).append(tier)
+    rejected: list[Rejected] = []
+    for copy in sorted(places, reverse=True):
+        for tier in places[copy]:
+            try:
+                tokens = {}
+                if tier != RUN_FOLDER:
+                    bring(checkpoints, runs[tier], copy, patience=patience, progress=progress(tier, copy.name))
+                    tokens = {writer: copy.token} if (writer := checkpoints.writer_of(copy.name)) else {}
+                return FoundCopy(
+                    snapshot=checkpoints.load(copy.name), tier=tier, rejected=tuple(rejected), tokens=tokens
+                )
+            except (DataLoss, UserError) as error:
+                rejected.append(Rejected(name=copy.name, why=error.message, tier=tier))
+    return FoundCopy(snapshot=None, tier=None, rejected=tuple(rejected), tokens={})
+
+
+def bring(
+    checkpoints: Checkpoints, run: RemoteRun, copy: Copy, *, patience: Patience, progress: Pace = lambda _: None
+) -> None:
+    """Fetch `copy` into `checkpoints`. What an attempt before has fetched is not fetched again.
+
+    Raises: `DataLoss`, `UserError`, and `Transient` when the store or the disk fails for too long.
+    """
+    staged = checkpoints.fetching(copy.name, copy.token)
+    manifest = patience.keep_trying(lambda: run.fetch(copy, staged, progress=progress))
+    checkpoints.adopt(copy.name, staged, manifest)
