@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from steadyolo.cli import demo, doctor, resume, runs, train
+from steadyolo.cli import demo, doctor, resume, runs, store, train
 from steadyolo.errors import SteadyError, UserError
 
 EXIT_FAILED, EXIT_WRONG_REQUEST = 1, 2
@@ -25,6 +25,7 @@ app.command(name="resume", context_settings={"ignore_unknown_options": True})(re
 app.command(name="demo")(demo.demo)
 app.command(name="doctor")(doctor.doctor)
 app.add_typer(runs.runs_app, name="runs")
+app.add_typer(store.store_app, name="store")
 
 
 def run() -> None:

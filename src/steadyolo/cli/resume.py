@@ -8,32 +8,67 @@ from typing import Annotated
 import typer
 
 from steadyolo.cli.train import start
-from steadyolo.errors import UserError
+from steadyolo.errors import DataLoss, UserError
+from steadyolo.spec.location import is_location, parse_location
 from steadyolo.spec.run_spec import parse_pairs
 
-_ALLOWABLE = ("dataset", "versions")
+_ALLOWABLE = ("dataset", "versions", "takeover")
 
 
 def resume(
-    run: Annotated[Path, typer.Argument(help="run folder, such as runs/detect/train")],
+    run: Annotated[
+        str, typer.Argument(metavar="RUN|URL", help="run folder, or where its copies are: s3://bucket/runs/train")
+    ],
     pairs: Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE ...")] = None,
 ) -> None:
     """Go on with an interrupted run, exactly; or with a finished one for more epochs.
 
     Example: `steadyolo resume runs/detect/train`, `steadyolo resume runs/detect/train epochs=200 allow=dataset`
 
+    Example, on a new machine: `steadyolo resume s3://bucket/runs/train project=/data/runs`
+
     What changes the mathematics of the run is refused. `allow=dataset,versions` goes on although the data or the
-    packages are not those the run was made with.
+    packages are not those the run was made with; `allow=takeover` although another process has taken the run over,
+    which then stops. A URL takes the run over by itself.
     """
     from steadyolo.adapters.ultralytics.arguments import known_arguments
 
-    if not run.is_dir():
-        raise UserError(f"{run} is not a folder", remedy="name a run folder; `steadyolo runs ls` lists those there are")
     arguments, ours = parse_pairs(pairs or [], {*known_arguments(), "allow"})
     allowed = str(arguments.pop("allow", "")).replace(",", " ").split()
     if unknown := [word for word in allowed if word not in _ALLOWABLE]:
         raise UserError(f"allow={unknown[0]} is unknown", remedy=f"use one or more of {', '.join(_ALLOWABLE)}")
-    start({**arguments, "task": task_of_run(run), "resume": str(run)}, {**ours, "resume.allow": ",".join(allowed)})
+    if is_location(run):
+        folder = fetch_run(run, project=arguments.pop("project", None))
+        allowed.append("takeover")
+    else:
+        folder = Path(run)
+    if not folder.is_dir():
+        raise UserError(f"{run} is not a folder", remedy="name a run folder; `steadyolo runs ls` lists those there are")
+    start(
+        {**arguments, "task": task_of_run(folder), "resume": str(folder)}, {**ours, "resume.allow": ",".join(allowed)}
+    )
+
+
+def fetch_run(url: str, *, project: object) -> Path:
+    """Put the run that `url` names back into a folder under `project`, and return that.
+
+    Raises: DataLoss when no copy can be used, UserError where something has to be changed first.
+    """
+    from steadyolo.cli.places import all_copies, patient, warn
+    from steadyolo.vault.restore import restore_run
+
+    runs = all_copies(url)
+    folder = Path(str(project or "runs/restored")) / parse_location(url).name
+    warn(f"restoring {url} into {folder}")
+    restored = restore_run(runs, folder, patience=patient())
+    for rejected in restored.found.rejected:
+        warn(f"warning: {rejected.name} in the {rejected.tier} is not used: {rejected.why}")
+    for problem in restored.problems:
+        warn(f"warning: not restored: {problem}")
+    if restored.found.snapshot is None:
+        raise DataLoss(f"no copy of {url} can be used", remedy="look at the warnings above; another place may have one")
+    warn(f"{restored.found.snapshot.name} comes from the {restored.found.tier}")
+    return folder
 
 
 def task_of_run(run: Path) -> str:

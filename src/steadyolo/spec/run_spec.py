@@ -10,6 +10,8 @@ from typing import Any, ClassVar
 
 from steadyolo.errors import UserError
 from steadyolo.spec.cadence import Auto, SaveCadence, parse_cadence, parse_duration_s
+from steadyolo.spec.location import Location, parse_location
+from steadyolo.spec.size import parse_bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +32,19 @@ class RunSpec:
     num_threads: int | None = None  # None: one for each core
     bad_labels: str = "refuse"
     num_tries: int = 3
+    store: Location | None = None
+    replica: Location | None = None
+    disk: Location | None = None
+    num_copies_kept: int = 5
+    spool_bytes: int = 4 * 2**30
+    bandwidth_bytes_s: float | None = None  # None: as fast as it goes
+    store_drain_s: float = 600.0
+
+    @property
+    def tiers(self) -> dict[str, Location]:
+        """The places beyond the run folder that keep its checkpoints, fastest first."""
+        places = {"disk": self.disk, "store": self.store, "replica": self.replica}
+        return {tier: place for tier, place in places.items() if place is not None}
 
     @property
     def cadence(self) -> SaveCadence:
@@ -83,6 +98,17 @@ def _duration_s(name: str, text: str) -> float:
         raise UserError(f"{name}: {error.message}", remedy=error.remedy) from None
 
 
+def _bytes(name: str, text: str) -> int:
+    try:
+        return parse_bytes(text)
+    except UserError as error:
+        raise UserError(f"{name}: {error.message}", remedy=error.remedy) from None
+
+
+def _bytes_s(name: str, text: str) -> float:
+    return float(_bytes(name, text.removesuffix("/s")))
+
+
 def _share(name: str, text: str) -> float:
     try:
         value = float(text)
@@ -91,6 +117,13 @@ def _share(name: str, text: str) -> float:
     if not 0.0 < value < 1.0:
         raise UserError(f"{name} is {text!r}", remedy="use a share between 0 and 1, exclusive; 0.01 is one per cent")
     return value
+
+
+def _location(name: str, text: str) -> Location:
+    try:
+        return parse_location(text)
+    except UserError as error:
+        raise UserError(f"{name}: {error.message}", remedy=error.remedy) from None
 
 
 def _one_of(*choices: str) -> Callable[[str, str], str]:
@@ -128,6 +161,17 @@ OURS: dict[str, Setting] = {
     ),
     "memory.micro_batch": Setting("num_micro_batch_images", _whole(1), "images in one forward/backward", False),
     "data.bad_labels": Setting("bad_labels", _one_of("refuse", "skip"), "refuse | skip images with bad labels", False),
+    "store.url": Setting(
+        "store", _location, "s3://BUCKET/PREFIX | gs://… | az://… | file:///…: keeps copies of the run"
+    ),
+    "store.replica": Setting("replica", _location, "a second such place, in another region or of another provider"),
+    "store.disk": Setting("disk", _location, "a folder on a disk that outlives this machine"),
+    "store.keep_last": Setting(
+        "num_copies_kept", _whole(1), "newest copies kept in each place; the best one beside them"
+    ),
+    "store.spool": Setting("spool_bytes", _bytes, "disk space for checkpoints that wait for a store, such as 4GiB"),
+    "store.bandwidth": Setting("bandwidth_bytes_s", _bytes_s, "most that is sent in a second, such as 20MiB/s"),
+    "store.drain": Setting("store_drain_s", _duration_s, "how long a finished run waits for its last copies"),
     "recovery.tries": Setting("num_tries", _whole(1), "times a run goes back after a loss that is not finite"),
 }
 

@@ -49,6 +49,10 @@ class StopRequest:
         self._timer.daemon = True
         self._timer.start()
 
+    def remaining_s(self) -> float:
+        """Seconds until `overdue` ends the process; all of the grace while nothing is requested."""
+        return self._deadline_s - time.monotonic() if self._deadline_s else self._grace_s
+
     def acknowledged(self) -> bool:
         """True when a stop was requested; tells `on_signal` once, outside the handler."""
         if self.requested and not self._told:

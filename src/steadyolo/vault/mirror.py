@@ -77,26 +77,28 @@ class RunMirror:
                 yield relative, (stat.st_size, stat.st_mtime_ns)
 
 
-def restore_mirror(run: RemoteRun, into: Path) -> list[str]:
-    """Put the mirrored files of `run` under `into`. Returns what could not be restored, and why.
+def restore_mirror(run: RemoteRun, into: Path) -> tuple[int, list[str]]:
+    """Put the mirrored files of `run` under `into`. Returns how many there are, and which could not be restored.
 
-    Files that are there with the right content are left alone. Raises: `Transient`, `UserError`.
+    Files that are there are left alone. Raises: `Transient`, `UserError`.
     """
     problems: list[str] = []
-    for path, segments in _index_of(run).items():
-        target = into / path
+    index = _index_of(run)
+    for path, segments in index.items():
         if PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts or path.startswith(_NOT_MIRRORED):
             problems.append(f"{path}: not a name that a run folder has")
+            continue
+        target = into / path
+        if target.exists():  # this folder went on by itself: what it has is newer, or the same
             continue
         try:
             data = b"".join(_fetched(run, segment) for segment in segments)
         except DataLoss as error:
             problems.append(f"{path}: {error.message}")
             continue
-        if not target.is_file() or target.read_bytes() != data:
-            ensure_folder(target.parent)
-            replace_file(target, data)
-    return problems
+        ensure_folder(target.parent)
+        replace_file(target, data)
+    return len(index), problems
 
 
 def _fetched(run: RemoteRun, segment: Segment) -> bytes:
@@ -124,7 +126,7 @@ def _segments(folder: Path, path: str) -> Iterator[tuple[Segment, bytes]]:
     name = PurePosixPath(path).name
     size_bytes = SEGMENT_BYTES if name.endswith(".jsonl") or "tfevents" in name else WHOLE_BYTES
     with (folder / path).open("rb") as file:
-        pieces = [piece for piece in iter(lambda: file.read(size_bytes), b"")] or [b""]
+        pieces = list(iter(lambda: file.read(size_bytes), b"")) or [b""]
     for number, piece in enumerate(pieces):
         key = path if len(pieces) == 1 and size_bytes == WHOLE_BYTES else f"{path}.part-{number:05d}"
         yield Segment(key=key, num_bytes=len(piece), sha256=hashlib.sha256(piece).hexdigest()), piece

@@ -9,7 +9,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 
-from steadyolo.errors import DataLoss, UserError
+from steadyolo.errors import DataLoss, Transient, UserError
 from steadyolo.vault.checkpoints import MANIFEST
 from steadyolo.vault.claim import Claim
 from steadyolo.vault.copy import Copy, Part, StoredManifest, cut
@@ -117,6 +117,7 @@ class RemoteRun:
         with ThreadPoolExecutor(_NUM_PARALLEL, thread_name_prefix="steadyolo-send") as pool:
             parts = list(self._send_files(folder, Manifest.from_json(text), copy, pool, there, sent, pace))
         stored = StoredManifest(label=copy.label, checkpoint=text.decode(), parts=tuple(parts))
+        self._check_parts(copy, stored)
         self.check(claim)
         self.store.put(self._key_of(copy, MANIFEST), stored.to_json())
         return sent.num_bytes
@@ -127,6 +128,15 @@ class RemoteRun:
         self.store.delete(self._key_of(copy, MANIFEST))
         for key in keys:
             self.store.delete(key)
+
+    def _check_parts(self, copy: Copy, stored: StoredManifest) -> None:
+        """Raise `Transient` unless every part is there at this moment: somebody may have cleaned up meanwhile."""
+        found = {listed.key: listed.num_bytes for listed in self._list(f"{CHECKPOINTS}/{copy.label}/")}
+        for part in stored.parts:
+            if found.get(self._key_of(copy, part.key)) != part.num_bytes:
+                raise Transient(
+                    f"{part.key} of {copy.label} went missing in {self.url}", remedy="wait: it is sent again"
+                )
 
     def _send_files(
         self,
@@ -203,6 +213,10 @@ class RemoteRun:
             for fd in files.values():
                 os.close(fd)
         return stored.checkpoint.encode()
+
+    def read_file(self, copy: Copy, name: str) -> bytes:
+        """One file of `copy`, verified. Raises: as `verify`."""
+        return b"".join(self._read_part(copy, part) for part in self.manifest(copy).parts if part.file == name)
 
     def _fetch_part(self, copy: Copy, part: Part, fd: int) -> int:
         if hashlib.sha256(os.pread(fd, part.num_bytes, part.start)).hexdigest() != part.sha256:

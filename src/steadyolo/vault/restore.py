@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from steadyolo.errors import UserError
@@ -16,6 +16,7 @@ from steadyolo.vault.newest import FoundCopy, Patience, bring, newest_of_all
 from steadyolo.vault.objects import ObjectStore
 from steadyolo.vault.remote_run import RemoteRun, runs_in
 from steadyolo.vault.session import TierRecord
+from steadyolo.vault.tiers import token_of
 
 OURS_FOLDER = "steadyolo"
 
@@ -39,43 +40,46 @@ def find_run(store: ObjectStore, name: str, *, patience: Patience) -> RemoteRun:
     return run
 
 
-def restore_run(
-    runs: Mapping[str, RemoteRun], folder: Path, *, patience: Patience, progress: object = None
-) -> Restored:
-    """Restore the run that `runs` (by tier, fastest first) are copies of into `folder`: files, then the newest
+def restore_run(runs: Mapping[str, RemoteRun], folder: Path, *, patience: Patience) -> Restored:
+    """Restore into `folder` the run that `runs` (by tier, fastest first) are copies of: its files, then the newest
     checkpoint that verifies in any of them, and the best one.
 
     What `folder` holds of the same run is kept and used; a restore that was interrupted goes on.
     Raises: UserError when `folder` holds something else; `Transient` when the stores fail for too long.
     """
     own = folder / OURS_FOLDER
-    claims = {tier: patience.keep_trying(run.owner) for tier, run in runs.items()}
-    owner = next(owner for owner in claims.values() if owner is not None)
-    record = TierRecord.read(own)
-    if record is None and folder.is_dir() and any(folder.iterdir()):
-        raise UserError(f"{folder} is there and is another run's", remedy="choose another project= or name=")
-    if record is not None and record.run_id != owner.claim.run_id:
-        raise UserError(f"{folder} is there and is another run's", remedy="choose another project= or name=")
+    record = _record_for(runs, folder, patience=patience)
     ensure_folder(own)
-    known = record or TierRecord(run_id=owner.claim.run_id)
-    for tier, run in runs.items():
-        known = known.with_place(tier, run.url)
-    known.write(own)  # from here on an interrupted restore is known to be one of this run
-    problems = patience.keep_trying(lambda: restore_mirror(next(iter(runs.values())), folder))
+    record.write(own)  # from here on an interrupted restore is known to be one of this run
+    problems: list[str] = []
+    for run in runs.values():
+        num_restored, problems = patience.keep_trying(lambda run=run: restore_mirror(run, folder))  # type: ignore[misc]
+        if num_restored and not problems:
+            break
     checkpoints = Checkpoints(own / "checkpoints", writer_id="restore")
     found = newest_of_all(
-        checkpoints,
-        runs,
-        token_of=lambda name: known.tokens.get(checkpoints.writer_of(name) or "", 0),
-        patience=patience,
+        checkpoints, runs, token_of=lambda name: token_of(checkpoints, record, name), patience=patience
     )
-    known = TierRecord(run_id=known.run_id, tokens={**known.tokens, **found.tokens}, places=known.places)
-    known.write(own)
+    replace(record, tokens={**record.tokens, **found.tokens}).write(own)
     if found.snapshot is not None and not (own / "spec.json").is_file():
         spec = found.snapshot.made_from["spec"]
         replace_file(own / "spec.json", (json.dumps(spec, indent=2, default=str) + "\n").encode())
     _bring_best(checkpoints, runs, found, patience=patience)
     return Restored(folder=folder, found=found, problems=tuple(problems))
+
+
+def _record_for(runs: Mapping[str, RemoteRun], folder: Path, *, patience: Patience) -> TierRecord:
+    """The folder's record, or a new one where the folder is empty."""
+    owners = [owner for run in runs.values() if (owner := patience.keep_trying(run.owner)) is not None]
+    run_id = owners[0].claim.run_id
+    record = TierRecord.read(folder / OURS_FOLDER)
+    is_empty = not folder.is_dir() or not any(folder.iterdir())
+    if (record is None and not is_empty) or (record is not None and record.run_id != run_id):
+        raise UserError(f"{folder} is there and holds something else", remedy="choose another project= or name=")
+    record = record or TierRecord(run_id=run_id)
+    for tier, run in runs.items():
+        record = record.with_place(tier, run.url)
+    return record
 
 
 def _bring_best(

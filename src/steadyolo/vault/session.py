@@ -39,6 +39,11 @@ class TierRecord:
         """Token of the last session in this folder, 0 where there was none."""
         return max(self.tokens.values(), default=0)
 
+    def name_in(self, tier: str, store: ObjectStore) -> str | None:
+        """What the run is called in `store`, None where it is not known to be there."""
+        root, _, name = self.places.get(tier, "").rpartition("/")
+        return name if root == store.url.rstrip("/") else None
+
     def with_session(self, writer_id: str, token: int) -> TierRecord:
         return replace(self, tokens={**self.tokens, writer_id: token})
 
@@ -90,7 +95,7 @@ def open_session(
     Raises: UserError when another process took the run over since this folder was last used, unless `takeover`; with
     `must_reach`, what a store refuses (a wrong bucket, no permission). A store that does not answer is never an error.
     """
-    names = {tier: record.places[tier].rpartition("/")[2] for tier in stores if tier in record.places}
+    names = {tier: name for tier, store in stores.items() if (name := record.name_in(tier, store)) is not None}
 
     def look(tier: str) -> Owner | None:
         return RemoteRun(stores[tier], names.get(tier, wanted_name)).owner()

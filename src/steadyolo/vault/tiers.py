@@ -98,9 +98,8 @@ class Tiers:
         def place() -> RemoteRun:
             if tier in session.runs:
                 return session.runs[tier]
-            recorded = self._record.places.get(tier)
-            name = recorded.rpartition("/")[2] if recorded else wanted_name
-            run = take_place(store, name, session.claim, is_ours=recorded is not None)
+            name = self._record.name_in(tier, store)
+            run = take_place(store, name or wanted_name, session.claim, is_ours=name is not None)
             self._record = self._record.with_place(tier, run.url)
             self._record.write(self._own)
             return run

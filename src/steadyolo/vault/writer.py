@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 
 from steadyolo.errors import DataLoss, Transient, UserError
@@ -42,6 +42,7 @@ class BackgroundWriter:
         *,
         keep_last: int = 2,
         pinned: Iterable[str] = (),
+        spared: Callable[[], Collection[str]] = frozenset,
         parent: str | None = None,
         max_waiting: int = 2,
         exports: Callable[[Snapshot], None] | None = None,
@@ -49,7 +50,8 @@ class BackgroundWriter:
         on_failed: Callable[[str, Exception], None] = _ignore,
         release: Callable[[Snapshot], None] = _ignore,
     ) -> None:
-        """`parent` names the checkpoint that the run goes on from; `pinned` names those that retention must spare.
+        """`parent` names the checkpoint that the run goes on from; `pinned` names those that retention must spare,
+        and `spared` is asked each time for more of them.
 
         Raises: UserError unless `keep_last` and `max_waiting` are at least 1.
         """
@@ -61,6 +63,7 @@ class BackgroundWriter:
         self.last_cost_s: float | None = None  # what the newest commit took
         self._checkpoints = checkpoints
         self._keep_last = keep_last
+        self._spared = spared
         self._max_waiting = max_waiting
         self._exports = exports or _ignore
         self._on_committed = on_committed
@@ -168,7 +171,7 @@ class BackgroundWriter:
         """Only checkpoints that verify count for retention, so that bad ones never push good ones out."""
         good = [name for name in self._checkpoints.committed() if self._verifies(name)]
         with self._changed:
-            pinned = frozenset(self._pinned)
+            pinned = frozenset(self._pinned).union(self._spared())
         for name in plan_retention(good, keep_last=self._keep_last, pinned=pinned):
             self._checkpoints.delete(name)
             self._is_good.pop(name, None)

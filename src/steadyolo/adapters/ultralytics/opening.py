@@ -8,7 +8,8 @@ import os
 import socket
 import uuid
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +20,23 @@ from ultralytics.utils import LOGGER
 
 from steadyolo.adapters.ultralytics.arguments import check_arguments, check_changes
 from steadyolo.adapters.ultralytics.weights import check_weights
-from steadyolo.errors import DataLoss, SteadyError, UserError
+from steadyolo.errors import DataLoss, SteadyError, Transient, UserError
 from steadyolo.spec.run_spec import RunSpec, make_spec
 from steadyolo.state.snapshot import Snapshot
-from steadyolo.vault.checkpoints import Checkpoints, Rejected
+from steadyolo.vault.checkpoints import Checkpoints, Found, Rejected
+from steadyolo.vault.claim import Claim
 from steadyolo.vault.disk import ensure_folder
 from steadyolo.vault.files import replace_file
 from steadyolo.vault.lock import RunLock
+from steadyolo.vault.newest import FoundCopy, Patience, newest_of_all
+from steadyolo.vault.objects import ObjectStore
+from steadyolo.vault.session import Session, TierRecord, open_session
+from steadyolo.vault.tiers import token_of
 from steadyolo.version import __version__
 
 OURS_FOLDER = "steadyolo"
 _STRICT_VERSIONS = ("torch", "ultralytics")  # the others rarely change a result, and never by much
+_PATIENCE_S = 60.0  # with a store that answered a moment ago
 _SET_BY_UPSTREAM = frozenset({"model", "task", "mode", "pretrained"})  # `YOLO.train` passes these by itself
 
 
@@ -43,6 +50,9 @@ class Opened:
     start: Snapshot | None = None  # where the run goes on; None: from its beginning
     rejected: tuple[Rejected, ...] = ()  # newer checkpoints that cannot be used
     allowed: frozenset[str] = frozenset()  # what may have changed: dataset, versions
+    writer: str
+    stores: Mapping[str, ObjectStore] = field(default_factory=dict)  # by tier
+    session: Session | None = None  # None where there are no tiers
 
 
 def open_new(given: Mapping[str, Any], ours: Mapping[str, str]) -> Opened:
@@ -57,17 +67,25 @@ def open_new(given: Mapping[str, Any], ours: Mapping[str, str]) -> Opened:
             f"{folder} already holds a run with checkpoints",
             remedy=f"go on with it: steadyolo resume {folder}; or choose another name=",
         )
+    stores = _open_stores(spec)
     ensure_folder(own)
     lock = RunLock(own).acquire()
+    writer = writer_id()
+    try:
+        session = _open_session(spec, stores, folder, writer, takeover=False, must_reach=True)
+    except BaseException:
+        lock.release()
+        raise
     replace_file(own / "spec.json", to_json(spec.to_dict()))
-    return Opened(spec=spec, folder=folder, lock=lock)
+    return Opened(spec=spec, folder=folder, lock=lock, writer=writer, stores=stores, session=session)
 
 
 def open_existing(folder: Path, given: Mapping[str, Any], ours: Mapping[str, str], allowed: frozenset[str]) -> Opened:
     """Take an existing run's folder and find the newest checkpoint that verifies.
 
     Raises: UserError for a folder that is no run, is in use or finished, for changes that a run cannot take, and for
-    packages of other versions unless `allowed`; DataLoss when there are checkpoints and none can be used.
+    packages of other versions or a run that went on elsewhere unless `allowed`; DataLoss when there are checkpoints and
+    none can be used. A store that cannot be reached keeps no run from going on with what is here.
     """
     own = folder.absolute() / OURS_FOLDER
     if not (own / "spec.json").is_file():
@@ -85,9 +103,11 @@ def open_existing(folder: Path, given: Mapping[str, Any], ours: Mapping[str, str
         }
         check_changes(changes)
         spec = before.changed(changes, ours)
-        found = Checkpoints(own / "checkpoints", writer_id=writer_id()).newest_verified()
+        stores, writer = _open_stores(spec), writer_id()
+        session = _open_session(spec, stores, folder, writer, takeover="takeover" in allowed, must_reach=False)
+        found, session = _newest(own, writer, session)
         if found.snapshot is None and found.rejected:
-            reasons = "".join(f"\n    {rejected.name}: {rejected.why}" for rejected in found.rejected)
+            reasons = "".join(f"\n    {rejected.name} ({rejected.tier}): {rejected.why}" for rejected in found.rejected)
             raise DataLoss(
                 f"no checkpoint of {folder} can be used:{reasons}",
                 remedy="restore the folder from a copy; or start a new run from its weights/last.pt",
@@ -106,7 +126,61 @@ def open_existing(folder: Path, given: Mapping[str, Any], ours: Mapping[str, str
         start=found.snapshot,
         rejected=found.rejected,
         allowed=allowed,
+        writer=writer,
+        stores=stores,
+        session=session,
     )
+
+
+def _open_stores(spec: RunSpec) -> dict[str, ObjectStore]:
+    """The stores of the spec's tiers, by tier. Speaks to none of them yet."""
+    if not spec.tiers:
+        return {}
+    from steadyolo.adapters.objects.opening import open_store
+
+    return {tier: open_store(location) for tier, location in spec.tiers.items()}
+
+
+def _open_session(
+    spec: RunSpec, stores: Mapping[str, ObjectStore], folder: Path, writer: str, *, takeover: bool, must_reach: bool
+) -> Session | None:
+    """Claim the run for this process wherever copies of it are kept. Raises: UserError, as `open_session` does."""
+    if not stores:
+        return None
+    own = folder.absolute() / OURS_FOLDER
+    record = TierRecord.read(own) or TierRecord(run_id=uuid.uuid4().hex)
+    claim = Claim(
+        token=0,
+        run_id=record.run_id,
+        writer_id=writer,
+        host=socket.gethostname(),
+        since=datetime.now(UTC).isoformat(timespec="seconds"),
+        tiers={tier: str(location) for tier, location in spec.tiers.items()},
+    )
+    session = open_session(stores, folder.absolute().name, claim, record, takeover=takeover, must_reach=must_reach)
+    session.record.write(own)
+    return session
+
+
+def _newest(own: Path, writer: str, session: Session | None) -> tuple[FoundCopy | Found, Session | None]:
+    """The newest checkpoint that verifies, here or in a tier that answers; it is in the run folder then."""
+    checkpoints = Checkpoints(own / "checkpoints", writer_id=writer)
+    if session is None:
+        return checkpoints.newest_verified(), None
+    record = session.record
+    try:
+        found = newest_of_all(
+            checkpoints,
+            session.runs,
+            token_of=lambda name: token_of(checkpoints, record, name),
+            patience=Patience(_PATIENCE_S, tell=LOGGER.warning),
+        )
+    except Transient as error:
+        LOGGER.warning(f"{error.message}; going on with what is in the run folder")
+        return checkpoints.newest_verified(), session
+    session = replace(session, record=replace(record, tokens={**found.tokens, **record.tokens}))
+    session.record.write(own)
+    return found, session
 
 
 def _refuse_finished(folder: Path, spec: RunSpec, finished: Mapping[str, Any]) -> None:

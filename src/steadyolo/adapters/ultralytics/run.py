@@ -102,7 +102,7 @@ class UltralyticsRun:
         self._open_epoch: int | None = None  # the epoch whose start has been announced
         self._doubts: list[tuple[torch.Tensor, tuple[Cursor, ...]]] = []  # finiteness not yet read from the device
         self._window: tuple[Cursor, ...] = ()  # batches since the last update
-        self._best_name = best_name  # the checkpoint that retention spares for its score
+        self.best_name = best_name  # the checkpoint that retention spares for its score
         self._stalls_s = stalls_s  # how long the loop stood still, by checkpoint; read when it is committed
         self._csv = b""
         self._copying = ""  # the newest save, which may still be being copied
@@ -343,7 +343,7 @@ class UltralyticsRun:
         self._resolve_doubts()
         name, state, csv = self.name_of(state), self._described(state), self._csv
         is_best = self._just_closed and state.ledger.best_tick == state.tick(self._num_batches)
-        best_before, self._best_name = self._best_name, name if is_best else self._best_name
+        best_before, self.best_name = self.best_name, name if is_best else self.best_name
 
         def submit(tensors: Copies) -> None:
             files = {"results.csv": csv}

@@ -44,7 +44,6 @@ from steadyolo.adapters.ultralytics.opening import (
     open_new,
     package_versions,
     to_json,
-    writer_id,
 )
 from steadyolo.adapters.ultralytics.run import ScoringCut, UltralyticsRun
 from steadyolo.adapters.ultralytics.workarounds import light_determinism, patient_nms, quiet_upstream
@@ -60,9 +59,13 @@ from steadyolo.train.signals import EXIT_INTERRUPTED, StopRequest, exit_at_once
 from steadyolo.train.supervisor import supervise
 from steadyolo.vault.checkpoints import Checkpoints, Committed
 from steadyolo.vault.files import replace_file
+from steadyolo.vault.tiers import Tiers
+from steadyolo.vault.uploader import TierSettings
 from steadyolo.vault.writer import BackgroundWriter
 
 _GRACE_S = 20.0  # a stop must be over within 25 s; what is committed by then is what there is
+_LEAVING_S = 2.0  # of that, what closing everything may take
+_TAKEN_OVER = "taken over"
 _FUSABLE = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW)
 
 
@@ -102,6 +105,7 @@ class SteadyTrainer(BaseTrainer):  # type: ignore[misc]  # upstream is untyped
     def _set_up(self, opened: Opened, cfg: Any, callbacks: Any) -> None:
         self.spec, self._folder, self._lock = opened.spec, opened.folder, opened.lock
         self._start, self._rejected, self._allowed = opened.start, opened.rejected, opened.allowed
+        self._opened = opened
         arguments = dict(self.spec.arguments)
         self._amp_given = "amp" in arguments
         if self._start is not None:
@@ -302,7 +306,9 @@ class SteadyTrainer(BaseTrainer):  # type: ignore[misc]  # upstream is untyped
                 log.emit(events.RunStopped(reason="interrupted", exit_code=EXIT_INTERRUPTED))
                 raise
             except BaseException as error:
-                log.emit(events.RunStopped(reason="failed", exit_code=2 if isinstance(error, UserError) else 1))
+                taken = stop.signal_name == _TAKEN_OVER
+                code = 2 if isinstance(error, UserError) else 1
+                log.emit(events.RunStopped(reason="taken_over" if taken else "failed", exit_code=code))
                 raise
 
     def _train_watched(self, log: events.EventLog, stop: StopRequest) -> None:
@@ -315,9 +321,68 @@ class SteadyTrainer(BaseTrainer):  # type: ignore[misc]  # upstream is untyped
         replace_file(own / "spec.json", to_json(self.spec.to_dict()))
         replace_file(own / "plan.json", to_json(plan))
         (own / "finished.json").unlink(missing_ok=True)
-        checkpoints = Checkpoints(own / "checkpoints", writer_id=writer_id())
-        copies = HostCopies()
+        checkpoints = Checkpoints(own / "checkpoints", writer_id=self._opened.writer)
         best_name = self._best_name(checkpoints)
+        with self._tiers(checkpoints, best_name, log, stop) as tiers:
+            state = self._train_kept(log, stop, plan, made_from, checkpoints, best_name, tiers)
+            self._finish(state)
+            log.emit(
+                events.RunFinished(
+                    epochs=state.epochs_closed,
+                    step=state.step,
+                    seconds=state.seconds,
+                    best_fitness=state.ledger.best_fitness,
+                    best_epoch=state.ledger.best_epoch,
+                )
+            )
+            if late := tiers.drain(self.spec.store_drain_s):
+                LOGGER.warning(
+                    f"the run is finished and kept here, but {' and '.join(late)} lack its last part: "
+                    f"run steadyolo store push {self._folder}"
+                )
+        is_late = state.epochs_closed < self.epochs and not state.ledger.stop
+        reason: events.StopReason = "time" if is_late else "early_stopping" if state.ledger.stop else "finished"
+        log.emit(events.RunStopped(reason=reason, exit_code=0))
+
+    def _tiers(self, checkpoints: Checkpoints, best_name: str | None, log: events.EventLog, stop: StopRequest) -> Tiers:
+        """The places beyond the run folder. When another process takes the run over, this one saves and stops."""
+
+        def heard(event: events.Event) -> None:
+            log.emit(event)
+            if isinstance(event, events.TakenOver):
+                stop.request(_TAKEN_OVER)
+
+        settings = {
+            tier: TierSettings(
+                tier=tier,
+                keep_last=self.spec.num_copies_kept,
+                spool_bytes=self.spec.spool_bytes,
+                bandwidth_bytes_s=self.spec.bandwidth_bytes_s,
+            )
+            for tier in self._opened.stores
+        }
+        return Tiers(
+            self._opened.stores,
+            settings,
+            self._opened.session,
+            self._folder,
+            checkpoints=checkpoints,
+            best=best_name,
+            emit=heard,
+        )
+
+    def _train_kept(
+        self,
+        log: events.EventLog,
+        stop: StopRequest,
+        plan: dict[str, Any],
+        made_from: dict[str, Any],
+        checkpoints: Checkpoints,
+        best_name: str | None,
+        tiers: Tiers,
+    ) -> RunState:
+        """Train to the end. Raises: SystemExit(75) after a stop, `SteadyError` if taken over or not kept at the end."""
+        copies = HostCopies()
         run_stalls: dict[str, float] = {}
 
         def on_committed(committed: Committed) -> None:
@@ -330,6 +395,7 @@ class SteadyTrainer(BaseTrainer):  # type: ignore[misc]  # upstream is untyped
                     stall_seconds=run_stalls.pop(committed.name, 0.0),
                 )
             )
+            tiers.offer(committed.name, committed.num_bytes, best=run.best_name)
 
         def on_failed(name: str, error: Exception) -> None:
             self._save_error = str(error)
@@ -340,6 +406,7 @@ class SteadyTrainer(BaseTrainer):  # type: ignore[misc]  # upstream is untyped
             keep_last=self.spec.num_keep_last,
             pinned=[best_name] if best_name else [],
             parent=self._start.name if self._start else None,
+            spared=tiers.needed,
             exports=WeightExporter(
                 self.ema.ema, self.wdir, train_args=vars(self.args), save_period=int(self.args.save_period)
             ),
@@ -366,26 +433,20 @@ class SteadyTrainer(BaseTrainer):  # type: ignore[misc]  # upstream is untyped
         finally:
             self.train_loader.close()
             writer.close(timeout_s=_GRACE_S)
+        if tiers.taken_over is not None:
+            raise SteadyError(
+                f"{tiers.taken_over}; this process saved and stopped",
+                remedy=f"let that one go on; what was trained here is kept in {self._folder}",
+            )
         if stop.acknowledged():
+            tiers.drain(max(0.0, stop.remaining_s() - _LEAVING_S))
             raise SystemExit(EXIT_INTERRUPTED)
         if writer.newest_committed != run.name_of(state):
             raise SteadyError(
                 f"training is over, but its last state could not be kept in {checkpoints.root}: {self._save_error}",
                 remedy=f"make room, then run steadyolo resume {self._folder}",
             )
-        self._finish(state)
-        log.emit(
-            events.RunFinished(
-                epochs=state.epochs_closed,
-                step=state.step,
-                seconds=state.seconds,
-                best_fitness=state.ledger.best_fitness,
-                best_epoch=state.ledger.best_epoch,
-            )
-        )
-        late = state.epochs_closed < self.epochs and not state.ledger.stop
-        reason: events.StopReason = "time" if late else "early_stopping" if state.ledger.stop else "finished"
-        log.emit(events.RunStopped(reason=reason, exit_code=0))
+        return state
 
     def _begin(
         self, run: UltralyticsRun, writer: BackgroundWriter, checkpoints: Checkpoints, log: events.EventLog

@@ -1,0 +1,89 @@
+"""From a URL on the command line to the run that it names, with every other place that keeps it."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+
+from steadyolo.errors import SteadyError, UserError
+from steadyolo.spec.location import Location, parse_location
+from steadyolo.vault.newest import Patience
+from steadyolo.vault.objects import ObjectStore
+from steadyolo.vault.remote_run import RemoteRun, runs_in
+from steadyolo.vault.restore import find_run
+
+PATIENCE_S = 600.0  # for a person who waits, or a machine that starts while the network does
+
+
+def warn(text: str) -> None:
+    """A line on standard error."""
+    sys.stderr.write(f"{text}\n")
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A store, and what it is called."""
+
+    location: Location
+    store: ObjectStore
+
+
+def open_place(location: Location) -> Place:
+    """The store at `location`. Raises: UserError."""
+    from steadyolo.adapters.objects.opening import open_store
+
+    return Place(location, open_store(location))
+
+
+def named_run(url: str, *, patience: Patience | None = None) -> RemoteRun:
+    """The run that `url` names. Raises: UserError naming the runs that are there."""
+    location = parse_location(url)
+    return find_run(open_place(location.parent).store, location.name, patience=patience or patient())
+
+
+def named_runs(url: str) -> list[RemoteRun]:
+    """The run that `url` names, or all that are kept under it. Raises: UserError where there is none."""
+    location = parse_location(url)
+    if location.name:
+        run = RemoteRun(open_place(location.parent).store, location.name)
+        if run.owner() is not None:
+            return [run]
+    store = open_place(location).store
+    names = runs_in(store)
+    if not names:
+        raise UserError(f"no run is kept in {store.url}", remedy="check the URL")
+    return [RemoteRun(store, name) for name in names]
+
+
+def all_copies(url: str) -> dict[str, RemoteRun]:
+    """The run that `url` names in every tier that can be reached, by tier, fastest first. What cannot is told."""
+    run = named_run(url)
+    owner = run.owner()
+    claim = owner.claim if owner else None
+    runs: dict[str, RemoteRun] = {}
+    for tier, text in (claim.tiers if claim else {}).items():
+        try:
+            found = _same_run(open_place(parse_location(text)).store, run.name, claim.run_id if claim else "")
+        except SteadyError as error:
+            warn(f"warning: {tier}: {error.message}; going on without it")
+            continue
+        if found is not None:
+            runs[tier] = run if found.url == run.url else found
+    return runs if any(found is run for found in runs.values()) else {**runs, "given": run}
+
+
+def patient() -> Patience:
+    """As long as a person waits."""
+    return Patience(PATIENCE_S, tell=warn)
+
+
+def _same_run(store: ObjectStore, name: str, run_id: str) -> RemoteRun | None:
+    """The run of this id in another place, where a number may have been put behind its name."""
+    candidates = [name]
+    if (owner := RemoteRun(store, name).owner()) is None or owner.claim.run_id != run_id:
+        candidates = runs_in(store)
+    for candidate in candidates:
+        run = RemoteRun(store, candidate)
+        if (owner := run.owner()) is not None and owner.claim.run_id == run_id:
+            return run
+    return None

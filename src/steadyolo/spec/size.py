@@ -1,0 +1,23 @@
+"""Sizes as people write them."""
+
+from __future__ import annotations
+
+import re
+
+from steadyolo.errors import UserError
+
+_FACTORS = {
+    "": 1,
+    **{unit: 1000**power for power, unit in enumerate(("b", "kb", "mb", "gb", "tb"))},
+    **{unit: 1024**power for power, unit in enumerate(("kib", "mib", "gib", "tib"), start=1)},
+    **{unit: 1024**power for power, unit in enumerate(("k", "m", "g", "t"), start=1)},
+}
+
+
+def parse_bytes(text: str) -> int:
+    """Bytes from `4GiB`, `20 MB` or a bare number. Raises: UserError for anything else or nothing positive."""
+    match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([a-z]*?)\s*", str(text).lower())
+    num_bytes = int(float(match[1]) * _FACTORS[match[2]]) if match and match[2] in _FACTORS else 0
+    if num_bytes <= 0:
+        raise UserError(f"{text!r} is not a size", remedy="write it as 4GiB, 500MB or a number of bytes")
+    return num_bytes
