@@ -41,7 +41,9 @@ def ls(url: Url, as_json: Json = False) -> None:
     if len(found) == 1:
         _print_copies(console, found[0])
         return
-    table = Table("run", "newest copy", "copies", "size", "written by", "since", box=None, padding=(0, 2))
+    table = Table(box=None, padding=(0, 2))
+    for column in ("run", "newest copy", "copies", "size", "written by", "since"):
+        table.add_column(column, overflow="fold")
     for run in found:
         newest = run["copies"][-1]["name"] if run["copies"] else "none yet"
         size = size_text(sum(copy["num_bytes"] for copy in run["copies"]))

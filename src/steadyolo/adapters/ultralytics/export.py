@@ -43,6 +43,21 @@ class WeightExporter:
         state = snapshot.state
         if state.cursor.batch or not state.epochs_closed:
             return
+        data = self._exported(snapshot)
+        replace_file(self._folder / "last.pt", data)
+        if state.ledger.best_epoch == state.epochs_closed:
+            replace_file(self._folder / "best.pt", data)
+        if self._save_period > 0 and (state.epochs_closed - 1) % self._save_period == 0:
+            replace_file(self._folder / f"epoch{state.epochs_closed - 1}.pt", data)
+
+    def restore(self, best: Snapshot) -> None:
+        """Export the best snapshot of a run that came from a store: its mirrored weights may be older, or missing."""
+        data = self._exported(best)
+        replace_file(self._folder / "best.pt", data)
+        if not (self._folder / "last.pt").exists():
+            replace_file(self._folder / "last.pt", data)
+
+    def _exported(self, snapshot: Snapshot) -> memoryview:
         own = self._module.state_dict()
         with np.errstate(over="ignore"):  # what fp16 cannot hold becomes its largest number
             for name, tensor in snapshot.tensors["ema"].items():
@@ -52,13 +67,8 @@ class WeightExporter:
                     np.nan_to_num(target, copy=False)
         buffer = io.BytesIO()
         torch.save(self._checkpoint(snapshot), buffer)
-        data = buffer.getbuffer()
         self._folder.mkdir(parents=True, exist_ok=True)
-        replace_file(self._folder / "last.pt", data)
-        if state.ledger.best_epoch == state.epochs_closed:
-            replace_file(self._folder / "best.pt", data)
-        if self._save_period > 0 and (state.epochs_closed - 1) % self._save_period == 0:
-            replace_file(self._folder / f"epoch{state.epochs_closed - 1}.pt", data)
+        return buffer.getbuffer()
 
     def _checkpoint(self, snapshot: Snapshot) -> dict[str, Any]:
         results = _columns(snapshot.files.get("results.csv", b""))

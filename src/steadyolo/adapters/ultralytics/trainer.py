@@ -401,15 +401,18 @@ class SteadyTrainer(BaseTrainer):  # type: ignore[misc]  # upstream is untyped
             self._save_error = str(error)
             log.emit(events.SaveFailed(name=name, error=str(error)))
 
+        exporter = WeightExporter(
+            self.ema.ema, self.wdir, train_args=vars(self.args), save_period=int(self.args.save_period)
+        )
+        if best_name is not None and self._opened.session is not None:
+            exporter.restore(checkpoints.load(best_name))
         writer = BackgroundWriter(
             checkpoints,
             keep_last=self.spec.num_keep_last,
             pinned=[best_name] if best_name else [],
             parent=self._start.name if self._start else None,
             spared=tiers.needed,
-            exports=WeightExporter(
-                self.ema.ema, self.wdir, train_args=vars(self.args), save_period=int(self.args.save_period)
-            ),
+            exports=exporter,
             on_committed=on_committed,
             on_failed=on_failed,
             release=lambda snapshot: copies.release(snapshot.tensors),
