@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from steadyolo.errors import UserError
 
@@ -10,13 +10,14 @@ FIRST_WAIT_S = 0.5
 LONGEST_WAIT_S = 60.0
 
 
-def plan_order(waiting: Mapping[str, int], *, best: str | None) -> tuple[str, ...]:
-    """The order in which to upload: the newest, then the best, then the others from new to old.
+def plan_order(waiting: Iterable[str], *, best: str | None, newest_kept: str | None) -> tuple[str, ...]:
+    """The order in which to upload: one that is newer than `newest_kept`, then the best, then the others, new to old.
 
-    Takes names that sort in the order of saving, each with its size in bytes.
+    Takes names that sort in the order of saving.
     """
     newest_first = sorted(waiting, reverse=True)
-    first = [*newest_first[:1], *(name for name in newest_first[1:] if name == best)]
+    lead = newest_first[:1] if newest_first and (newest_kept is None or newest_first[0] > newest_kept) else []
+    first = [*lead, *(name for name in newest_first if name == best and name not in lead)]
     return (*first, *(name for name in newest_first if name not in first))
 
 

@@ -69,7 +69,7 @@ def parse_location(text: str) -> Location:
     parts = urlsplit(text)
     scheme = {"gcs": "gs", "azure": "az", "abfs": "az", "abfss": "az"}.get(parts.scheme, parts.scheme)
     if scheme not in SCHEMES:
-        near = difflib.get_close_matches(scheme, SCHEMES, n=1)
+        near = difflib.get_close_matches(scheme, SCHEMES, n=1, cutoff=0.5)
         raise UserError(
             f"{parts.scheme}://… is not a place that copies can be kept in",
             remedy=f"use {'://, '.join(SCHEMES)}://" + (f"; did you mean {near[0]}://?" if near else ""),

@@ -78,6 +78,7 @@ class Uploader:
         self._chance = chance
         self._pacer = _Pacer(settings.bandwidth_bytes_s, clock=clock, sleep=sleep)
         self._may_delete = True
+        self._newest_kept: str | None = None  # in this session
         self._num_failures = 0
         self._told_at = self._checked_at = self._mirrored_at = -float("inf")
         self._changed = threading.Condition()  # guards what follows
@@ -188,7 +189,7 @@ class Uploader:
 
     def _next_name(self) -> str | None:
         with self._changed:
-            order = plan_order(self._waiting, best=self._best)
+            order = plan_order(self._waiting, best=self._best, newest_kept=self._newest_kept)
             self._under_way = order[0] if order else None
             return self._under_way
 
@@ -202,6 +203,7 @@ class Uploader:
             self._emit(events.CopyDropped(tier=self._settings.tier, name=name, why=str(error)))
             return
         self._settle(name)
+        self._newest_kept = max(name, self._newest_kept or name)
         now = self._clock()
         self._checked_at = now
         self._emit(

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from steadyolo.errors import UserError
 from steadyolo.spec.cadence import Auto, EverySeconds, EverySteps
+from steadyolo.spec.location import Location
 from steadyolo.spec.run_spec import OURS, RunSpec, literal, make_spec, parse_pairs
 
 KNOWN = ("epochs", "batch", "data", "model", "imgsz", "close_mosaic", "amp", "hsv_h", "device", "name")
@@ -87,6 +88,13 @@ def test_the_same_word_twice_is_no_contradiction() -> None:
         ("memory.micro_batch", "4", "num_micro_batch_images", 4),
         ("cpu.threads", "2", "num_threads", 2),
         ("data.bad_labels", "skip", "bad_labels", "skip"),
+        ("store.url", "s3://b/p", "store", Location(scheme="s3", bucket="b", path="p")),
+        ("store.replica", "gs://b", "replica", Location(scheme="gs", bucket="b", path="")),
+        ("store.disk", "/mnt/disk", "disk", Location(scheme="file", bucket="", path="/mnt/disk")),
+        ("store.keep_last", "3", "num_copies_kept", 3),
+        ("store.spool", "1GiB", "spool_bytes", 2**30),
+        ("store.bandwidth", "20MB/s", "bandwidth_bytes_s", 20e6),
+        ("store.drain", "1min", "store_drain_s", 60.0),
         ("recovery.tries", "1", "num_tries", 1),
     ],
 )

@@ -9,8 +9,8 @@ import torch
 
 from steadyolo.errors import DataLoss, UserError
 from steadyolo.state.snapshot import Snapshot
-from steadyolo.vault import manifest as manifest_module
 from steadyolo.vault.checkpoints import Checkpoints, is_committed
+from steadyolo.vault.digested import to_text
 from tests.faults.disks import is_same, snapshot
 
 ONE, TWO, THREE = (snapshot(step).name for step in (1, 2, 3))
@@ -120,7 +120,7 @@ def test_a_newer_format_is_refused_and_left_alone(checkpoints: Checkpoints) -> N
     checkpoints.commit(snapshot(1), parent=None)
     path = checkpoints.root / ONE / "manifest.json"
     body = {"version": 2, "steadyolo_version": "9.9"}
-    path.write_bytes(manifest_module._text({**body, "digest": manifest_module._digest(body)}))
+    path.write_bytes(to_text(body))
     [rejected] = checkpoints.newest_verified().rejected
     assert "written by steadyolo 9.9" in rejected.why
     with pytest.raises(UserError, match=r"written by steadyolo 9\.9"):

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from steadyolo.errors import DataLoss, UserError
-from steadyolo.vault import manifest as manifest_module
+from steadyolo.vault.digested import to_text
 from steadyolo.vault.manifest import FileEntry, Manifest
 
 MANIFEST = Manifest(
@@ -23,7 +23,7 @@ def text_of(change: dict[str, Any], without: str = "") -> bytes:
     """A manifest with other content and a right digest, as another version would write it."""
     raw = {**json.loads(MANIFEST.to_json()), **change}
     body = {key: value for key, value in raw.items() if key not in {"digest", without}}
-    return manifest_module._text({**body, "digest": manifest_module._digest(body)})
+    return to_text(body)
 
 
 @pytest.mark.parametrize("manifest", [MANIFEST, replace(MANIFEST, parent=None, files=())])
