@@ -32,7 +32,7 @@ class Claim:
     @classmethod
     def from_json(cls, text: bytes, *, where: str) -> Claim:
         """Raises: `DataLoss` when the text is damaged, `UserError` for another version."""
-        remedy = "look at that object; remove it only if no process writes to this run"
+        remedy = "wait: it is read again; if it stays so, remove that object while no process writes to this run"
         raw = from_text(text, what=f"writer.json of {where}", remedy=remedy)
         if raw.get("version") != cls.VERSION or set(raw) != {"version", *(f.name for f in fields(cls))}:
             raise UserError(

@@ -55,12 +55,15 @@ class RemoteRun:
     # --- who writes ---
 
     def owner(self) -> Owner | None:
-        """Who holds the run, None where it was never claimed. Raises: as `ObjectStore.get` and `Claim.from_json`."""
+        """Who holds the run, None where it was never claimed. Raises: as `ObjectStore.get`; `Transient` if damaged."""
         try:
             found = self.store.get(self._key(WRITER))
         except Absent:
             return None
-        return Owner(claim=Claim.from_json(found.data, where=self.url), tag=found.tag)
+        try:
+            return Owner(claim=Claim.from_json(found.data, where=self.url), tag=found.tag)
+        except DataLoss as error:  # on its way, more often than not: the object itself is never changed in place
+            raise Transient(error.message, remedy=error.remedy) from error
 
     def take(self, claim: Claim, *, over: Owner | None) -> None:
         """Make `claim` the one that holds, in the place of `over`. Raises: `Taken` when somebody was faster."""

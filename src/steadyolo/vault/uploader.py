@@ -180,11 +180,13 @@ class Uploader:
         """Claim the tier, and queue what the folder has and the tier lacks from sessions before."""
         run = self._place()
         there = set(run.copies())
-        folders = [path for path in sorted(self._checkpoints.glob("step-*")) if is_committed(path)]
+        here = {Copy(self._token_of(path.name), path.name): path for path in self._checkpoints.glob("step-*")}
+        doomed = self._doomed({*there, *(copy for copy, path in here.items() if is_committed(path))})
         with self._changed:
-            for path in folders:
-                if Copy(self._token_of(path.name), path.name) not in there:
-                    self._waiting.setdefault(path.name, sum(file.stat().st_size for file in path.iterdir()))
+            for copy, path in sorted(here.items()):
+                if is_committed(path) and copy not in there and copy not in doomed:
+                    self._waiting.setdefault(copy.name, sum(file.stat().st_size for file in path.iterdir()))
+        self._delete(run, doomed & there)
         return _Placed(run, RunMirror(run, self._folder))
 
     def _next_name(self) -> str | None:
@@ -209,21 +211,23 @@ class Uploader:
         self._emit(
             events.CopyVerified(tier=self._settings.tier, name=name, num_bytes=sent_bytes, seconds=now - started)
         )
-        self._delete_old(run)
+        self._delete(run, self._doomed(run.copies()))
 
     def _settle(self, name: str) -> None:
         with self._changed:
             self._waiting.pop(name, None)
             self._under_way = None
 
-    def _delete_old(self, run: RemoteRun) -> None:
-        if not self._may_delete:
-            return
-        by_label = {f"{copy.token:06d}/{copy.name}": copy for copy in run.copies()}
-        pinned = [label for label, copy in by_label.items() if copy.name == self._best]
+    def _doomed(self, copies: Collection[Copy]) -> set[Copy]:
+        """Which of `copies` are too many."""
+        labels = {f"{copy.token:06d}/{copy.name}": copy for copy in copies}
+        pinned = [label for label, copy in labels.items() if copy.name == self._best]
+        return {labels[label] for label in plan_retention(labels, keep_last=self._settings.keep_last, pinned=pinned)}
+
+    def _delete(self, run: RemoteRun, copies: Collection[Copy]) -> None:
         try:
-            for label in plan_retention(by_label, keep_last=self._settings.keep_last, pinned=pinned):
-                run.delete(by_label[label])
+            for copy in sorted(copies) if self._may_delete else ():
+                run.delete(copy)
         except UserError:
             # A role without the right to delete is the safe one to have: `store prune` or the bucket's rules do it.
             self._may_delete = False

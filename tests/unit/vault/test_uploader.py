@@ -136,9 +136,10 @@ def test_a_role_that_may_not_delete_is_fine(folder: Path, checkpoints: Checkpoin
 
     store = MemoryStore()
     sender, told = uploader(Watched(store, refuse), folder, checkpoints, keep_last=1)
+    sender.work_once()
     for step in range(2, 5):
         checkpoints.commit(snapshot(step), parent=None)
-    for _ in range(4):
+        sender.offer(name_of(step), 1000, best=None)
         assert sender.work_once() == 0
     assert not [event for event in told if isinstance(event, CopyFailed)]
     assert len(RemoteRun(store, "train").copies()) == 4
