@@ -184,6 +184,19 @@ class SignalReceived(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PreemptionNotice(Event):
+    """The cloud `provider` told of the end of this machine: `action` (such as terminate) in `seconds_left`.
+
+    Where `seconds_left` is None nothing is decided: the notice only warns, and the run goes on.
+    """
+
+    kind: ClassVar[str] = "preemption_notice"
+    provider: str
+    action: str
+    seconds_left: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class BatchSkipped(Event):
     """A batch was left out of training for good."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import threading
@@ -18,8 +19,9 @@ class StopRequest:
     """While entered, the stop signals set `requested` instead of ending the process.
 
     A request that is not met within `grace_s` seconds (a step or a loader that takes too long) ends the process through
-    `overdue`, so that a preempted machine never takes the newest checkpoint's acknowledgement with it. Further signals
-    change nothing. Outside the main thread no handler can be set; then only `request` works.
+    `overdue`, so that a preempted machine never takes the newest checkpoint's acknowledgement with it. The first
+    request names the reason; later ones can only bring the deadline forward, so that more signals of one kind change
+    nothing. Outside the main thread no handler can be set; then only `request` works. Any thread may request.
     """
 
     def __init__(self, *, grace_s: float, overdue: Callable[[], None], on_signal: Callable[[str], None]) -> None:
@@ -30,28 +32,35 @@ class StopRequest:
         self._overdue = overdue
         self._on_signal = on_signal
         self._told = False
-        self._timer: threading.Timer | None = None
-        self._deadline_s = 0.0
+        self._timers: list[threading.Timer] = []  # the earliest decides
+        self._deadline_s = math.inf
+        self._requesting = threading.RLock()  # reentrant: a handler may interrupt a request of its own thread
         self._before: dict[signal.Signals, Any] = {}
         self._owner_pid = os.getpid()
 
-    def request(self, name: str = "request") -> None:
-        """Ask for the end of the run. Only the first request counts."""
-        if self.requested:
-            return
-        self.signal_name = name
-        self._start_timer()
-        self.requested = True
+    def request(self, name: str = "request", grace_s: float | None = None) -> None:
+        """Ask for the end of the run, for the reason `name`.
+
+        Whoever knows that there is more time than the usual says so in `grace_s`; less than the usual is not given.
+        """
+        with self._requesting:
+            deadline_s = time.monotonic() + max(self._grace_s, grace_s or 0.0)
+            if deadline_s < self._deadline_s:
+                self._deadline_s = deadline_s
+                self._start_timer()
+            if not self.requested:
+                self.signal_name = name
+                self.requested = True
 
     def _start_timer(self) -> None:
-        self._deadline_s = self._deadline_s or time.monotonic() + self._grace_s
-        self._timer = threading.Timer(max(0.0, self._deadline_s - time.monotonic()), self._overdue)
-        self._timer.daemon = True
-        self._timer.start()
+        timer = threading.Timer(max(0.0, self._deadline_s - time.monotonic()), self._overdue)
+        timer.daemon = True
+        self._timers.append(timer)
+        timer.start()
 
     def remaining_s(self) -> float:
         """Seconds until `overdue` ends the process; all of the grace while nothing is requested."""
-        return self._deadline_s - time.monotonic() if self._deadline_s else self._grace_s
+        return self._deadline_s - time.monotonic() if self.requested else self._grace_s
 
     def acknowledged(self) -> bool:
         """True when a stop was requested; tells `on_signal` once, outside the handler."""
@@ -76,9 +85,8 @@ class StopRequest:
         for number, before in self._before.items():
             signal.signal(number, before)
         self._before.clear()
-        if self._timer is not None and self._timer.is_alive():
-            self._timer.cancel()
-            self._timer = None
+        while self._timers:
+            self._timers.pop().cancel()
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() == self._owner_pid:  # a loader's worker inherits this handler and has nothing to decide

@@ -24,6 +24,8 @@ with StopRequest(grace_s={grace_s}, overdue=exit_at_once, on_signal=told.append)
     deadline = time.monotonic() + {hang_s}
     while time.monotonic() < deadline and not ({heeds} and stop.acknowledged()):
         time.sleep(0.01)
+        if stop.requested:
+            {after_signal}
     time.sleep({after_s})
     acknowledged = stop.acknowledged()
 print(acknowledged, told, stop.acknowledged(), told, flush=True)
@@ -32,9 +34,15 @@ print(acknowledged, told, stop.acknowledged(), told, flush=True)
 
 class Process:
     def __init__(
-        self, *, grace_s: float = 20.0, hang_s: float = 20.0, heeds: bool = True, after_s: float = 0.0
+        self,
+        *,
+        grace_s: float = 20.0,
+        hang_s: float = 20.0,
+        heeds: bool = True,
+        after_s: float = 0.0,
+        after_signal: str = "pass",
     ) -> None:
-        code = CHILD.format(grace_s=grace_s, hang_s=hang_s, heeds=heeds, after_s=after_s)
+        code = CHILD.format(grace_s=grace_s, hang_s=hang_s, heeds=heeds, after_s=after_s, after_signal=after_signal)
         self.child = subprocess.Popen(
             [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env={"PYTHONPATH": ":".join(sys.path)}
         )
@@ -81,6 +89,65 @@ def test_a_request_that_is_met_ends_nothing_later() -> None:
         stop.request()
         assert stop.acknowledged()
     assert not overdue.wait(0.5)
+
+
+def test_a_request_may_bring_more_time_than_a_signal() -> None:
+    overdue = threading.Event()
+    with StopRequest(grace_s=0.2, overdue=overdue.set, on_signal=lambda _: None) as stop:
+        assert stop.remaining_s() == 0.2
+        stop.request("notice", grace_s=60)
+        assert not overdue.wait(0.6)
+        assert 55 < stop.remaining_s() <= 60
+    assert not overdue.is_set()
+
+
+def test_a_request_never_brings_less_time_than_a_signal() -> None:
+    overdue = threading.Event()
+    with StopRequest(grace_s=60, overdue=overdue.set, on_signal=lambda _: None) as stop:
+        stop.request("notice", grace_s=-3)
+        assert stop.remaining_s() > 55
+        assert not overdue.wait(0.3)
+
+
+def test_a_signal_after_a_notice_shortens_its_time() -> None:
+    overdue, told = threading.Event(), []
+    with StopRequest(grace_s=0.5, overdue=overdue.set, on_signal=told.append) as stop:
+        thread = threading.Thread(target=stop.request, args=("notice", 60))
+        thread.start()
+        thread.join()
+        assert not overdue.wait(0.7)
+        os.kill(os.getpid(), signal.SIGTERM)
+        started_s = time.monotonic()
+        assert stop.acknowledged()
+        assert stop.remaining_s() <= 0.5
+        assert overdue.wait(5)
+        assert time.monotonic() - started_s > 0.4
+    assert told == ["notice"], "the first request names the reason"
+
+
+def test_a_signal_after_a_notice_that_ends_sooner_changes_nothing() -> None:
+    with StopRequest(grace_s=9, overdue=lambda: None, on_signal=lambda _: None) as stop:
+        stop.request("notice", grace_s=9)
+        time.sleep(0.2)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.remaining_s() < 8.9
+
+
+def test_a_notice_after_a_signal_brings_no_time() -> None:
+    process = Process(grace_s=0.5, heeds=False, after_signal="stop.request('notice', grace_s=60)")
+    started_s = time.monotonic()
+    process.child.send_signal(signal.SIGTERM)
+    assert process.end() == (EXIT_INTERRUPTED, "")
+    assert 0.4 < time.monotonic() - started_s < 5.0
+
+
+def test_nothing_ends_after_a_notice_and_a_signal_that_were_met() -> None:
+    overdue = threading.Event()
+    with StopRequest(grace_s=0.3, overdue=overdue.set, on_signal=lambda _: None) as stop:
+        stop.request("notice", grace_s=0.6)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.acknowledged()
+    assert not overdue.wait(1.0)
 
 
 def test_handlers_are_as_before_afterwards() -> None:
