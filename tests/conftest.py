@@ -20,6 +20,7 @@ __all__ = ["aws", "fault_proxy", "fresh_bucket", "own_seaweed", "prefix", "repli
 # Before Ultralytics is imported anywhere, in children too: nothing of the user's is read or written, nothing fetched.
 _SETTINGS = tempfile.TemporaryDirectory(prefix="steadyolo-tests-")
 os.environ |= {"YOLO_CONFIG_DIR": _SETTINGS.name, "YOLO_OFFLINE": "true", "YOLO_AUTOINSTALL": "false"}
+os.environ["STEADYOLO_METADATA"] = "off"  # a test on a cloud's machine is no run of that cloud's
 
 # How long an example takes says nothing on a shared machine; what it shows does.
 settings.register_profile("steadyolo", deadline=None, suppress_health_check=[HealthCheck.too_slow])

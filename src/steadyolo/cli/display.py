@@ -22,17 +22,22 @@ from steadyolo.cli.units import age_text, size_text
 from steadyolo.events import (
     BatchSkipped,
     CheckpointRejected,
+    CopyDropped,
+    CopyFailed,
+    CopyVerified,
     EpochClosed,
     Event,
     EventLog,
     ImagesSkipped,
     NonFinite,
+    PreemptionNotice,
     Resumed,
     RunStarted,
     SaveCommitted,
     SaveFailed,
     SignalReceived,
     StepDone,
+    TakenOver,
 )
 
 REFRESHES_PER_SECOND = 2.0  # each costs about a millisecond of a core that trains
@@ -90,7 +95,7 @@ class Display:
         """Show `event`. Only epochs and warnings print; everything else waits for the next refresh."""
         self.tally.observe(event)
         match event:
-            case StepDone() | SaveCommitted():
+            case StepDone() | SaveCommitted() | CopyVerified():
                 pass
             case RunStarted():
                 self.message(headline(event), style="bold")
@@ -141,6 +146,9 @@ class Display:
         saved = "nothing saved yet"
         if tally.saved is not None:
             saved = f"saved {tally.saved.name} {age_text(tally.monotonic() - tally.saved_at)} ago"
+        for tier, (name, at) in sorted(tally.copied.items()):
+            is_same = tally.saved is not None and tally.saved.name == name
+            saved += f" · in the {tier} {'too' if is_same else name} {age_text(tally.monotonic() - at)} ago"
         if tally.num_saves_failed:
             saved += f" ({tally.num_saves_failed} saves failed)"
         best = "no best yet"
@@ -222,6 +230,21 @@ def warning_text(event: Event) -> str | None:
             return f"{event.count} images are left out{listed}" + (f"\n  and {rest} more" if listed and rest else "")
         case SignalReceived():
             return f"{event.signal} received: saving, then stopping"
+        case PreemptionNotice():
+            when = "" if event.seconds_left is None else f" in {event.seconds_left:.0f} s"
+            return f"{event.provider} announces {event.action}{when}"
+    return _copy_warning(event)
+
+
+def _copy_warning(event: Event) -> str | None:
+    match event:
+        case CopyFailed():
+            text = f"the {event.tier} cannot be written to, training goes on: {event.error}"
+            return f"{text}\n  remedy: {event.remedy}" if event.remedy else text
+        case CopyDropped():
+            return f"{event.name} is not kept in the {event.tier}: {event.why}"
+        case TakenOver():
+            return f"{event.why}: saving, then stopping"
     return None
 
 
@@ -241,6 +264,7 @@ def summary_rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
     failed = f", {summary['saves_failed']} failed" if summary["saves_failed"] else ""
     stall = f"training stood still {summary['stall_seconds']:.2f} s for them"
     rows.append(("saves", f"{summary['saves']}{failed}, {stall}"))
+    rows += [(f"copy in the {tier}", name) for tier, name in summary["copies"].items()]
     if summary["skipped_images"] or summary["skipped_batches"]:
         rows.append(("left out", f"{summary['skipped_images']} images, {summary['skipped_batches']} batches"))
     rows += [(f"{name} weights", path) for name, path in summary["weights"].items()]

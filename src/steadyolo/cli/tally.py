@@ -13,6 +13,7 @@ from typing import Any
 
 from steadyolo.events import (
     BatchSkipped,
+    CopyVerified,
     EpochClosed,
     Event,
     ImagesSkipped,
@@ -51,6 +52,7 @@ class Tally:
     best_fitness: float | None = None
     best_epoch: int = 0
     num_epochs_closed: int = 0
+    copied: dict[str, tuple[str, float]] = field(default_factory=dict)  # newest checkpoint and when, by tier
     num_saves: int = 0
     num_saves_failed: int = 0
     stall_seconds: float = 0.0
@@ -96,6 +98,9 @@ class Tally:
                 self.best_fitness, self.best_epoch = event.best_fitness, event.best_epoch
             case RunStopped():
                 self.stopped = event
+            case CopyVerified():
+                newest, _ = self.copied.get(event.tier, ("", 0.0))
+                self.copied[event.tier] = (max(newest, event.name), self.monotonic())
 
     def _observe_step(self, event: StepDone) -> None:
         done_before = self.num_batches_done if event.epoch == self.num_epochs_closed else 0
@@ -191,6 +196,7 @@ class Tally:
             "saves_failed": self.num_saves_failed,
             "stall_seconds": self.stall_seconds,
             "last_save": self.saved.name if self.saved else None,
+            "copies": {tier: name for tier, (name, _) in sorted(self.copied.items())},
             "skipped_images": self.num_images_skipped,
             "skipped_batches": self.num_batches_skipped,
             "weights": {name: str(path) for name, path in weights.items() if path.exists()},

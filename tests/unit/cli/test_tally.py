@@ -144,6 +144,7 @@ def test_the_summary_adds_up(tmp_path: Path) -> None:
         "saves_failed": 1,
         "stall_seconds": 0.5,
         "last_save": "step-00000008.00000010",
+        "copies": {},
         "skipped_images": 3,
         "skipped_batches": 1,
         "weights": {"best": str(run / "weights" / "best.pt")},

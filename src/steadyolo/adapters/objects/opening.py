@@ -18,10 +18,11 @@ from steadyolo.vault.objects import ObjectStore
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    import boto3
     from obstore.store import ObjectStore as Obstore
     from obstore.store import S3Credential
 
-_CREDENTIALS_TTL = timedelta(minutes=5)  # how long one look into the chain is believed
+_CREDENTIALS_TTL = timedelta(minutes=10)  # obstore asks again five minutes before the end, at 10 ms of a core each
 _TIMEOUTS = {"connect_timeout": "5s", "timeout": "120s"}
 _RETRY: Any = {"max_retries": 1, "retry_timeout": timedelta(seconds=20)}  # a lost connection; the rest is the queue's
 
@@ -144,23 +145,17 @@ class S3Credentials:
     """
 
     def __init__(self) -> None:
-        import boto3
-
-        self.region: str | None = boto3.Session().region_name
-        self.config: dict[str, Any] = {}
+        self.config: dict[str, Any] = {}  # obstore asks for it
+        self.region: str | None = self._session().region_name
 
     def __call__(self) -> S3Credential:
-        import boto3
         from botocore.exceptions import BotoCoreError
 
         try:
-            found = boto3.Session().get_credentials()
+            found = self._session().get_credentials()
             frozen = found.get_frozen_credentials() if found is not None else None
         except BotoCoreError as error:
-            raise UserError(
-                f"the credentials cannot be read: {type(error).__name__}",
-                remedy="check the profile (aws configure list)",
-            ) from None
+            raise _unreadable(error) from None
         if frozen is None or not frozen.access_key or not frozen.secret_key:
             raise UserError(
                 "no credentials for S3 were found",
@@ -172,3 +167,19 @@ class S3Credentials:
             "token": frozen.token,
             "expires_at": datetime.now(UTC) + _CREDENTIALS_TTL,
         }
+
+    @staticmethod
+    def _session() -> boto3.Session:
+        import boto3
+        from botocore.exceptions import BotoCoreError
+
+        try:
+            return boto3.Session()
+        except BotoCoreError as error:  # a profile that is not there
+            raise _unreadable(error) from None
+
+
+def _unreadable(error: Exception) -> UserError:
+    return UserError(
+        f"the credentials cannot be read: {type(error).__name__}", remedy="check AWS_PROFILE and `aws configure list`"
+    )

@@ -10,6 +10,7 @@ import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -25,6 +26,8 @@ from ultralytics.utils import LOGGER
 from ultralytics.utils.torch_utils import unwrap_model
 
 from steadyolo import events
+from steadyolo.adapters.notices.notice import Notice
+from steadyolo.adapters.notices.watch import watch_notices
 from steadyolo.adapters.ultralytics.checked_data import (
     Problems,
     listed,
@@ -64,6 +67,7 @@ from steadyolo.vault.uploader import TierSettings
 from steadyolo.vault.writer import BackgroundWriter
 
 _GRACE_S = 20.0  # a stop must be over within 25 s; what is committed by then is what there is
+_NOTICE_MARGIN_S = 5.0  # a machine that is announced to end may end a little earlier
 _LEAVING_S = 2.0  # of that, what closing everything may take
 _TAKEN_OVER = "taken over"
 _FUSABLE = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW)
@@ -265,6 +269,13 @@ class SteadyTrainer(BaseTrainer):  # type: ignore[misc]  # upstream is untyped
         if self._log is not None:
             self._log.emit(events.SignalReceived(signal=name))
 
+    def _note_notice(self, notice: Notice) -> None:
+        left_s = notice.seconds_left(datetime.now(UTC))
+        if left_s is not None:  # a warning alone ends nothing
+            self._stop_request.request(f"{notice.provider} {notice.kind} notice", grace_s=left_s - _NOTICE_MARGIN_S)
+        if self._log is not None:
+            self._log.emit(events.PreemptionNotice(provider=notice.provider, action=notice.kind, seconds_left=left_s))
+
     def validate(self) -> Any:
         with patient_nms():
             return super().validate()
@@ -298,6 +309,7 @@ class SteadyTrainer(BaseTrainer):  # type: ignore[misc]  # upstream is untyped
             log = self._log = events.EventLog(self._folder / OURS_FOLDER / "events.jsonl")
             stack.callback(log.close)
             stop = stack.enter_context(self._stop_request)
+            stack.enter_context(watch_notices(self._note_notice))
             for watch in self.watchers:
                 stack.enter_context(watch(log, self._folder))
             try:
@@ -435,7 +447,7 @@ class SteadyTrainer(BaseTrainer):  # type: ignore[misc]  # upstream is untyped
                 state = supervise(run, state, num_tries=self.spec.num_tries)
         finally:
             self.train_loader.close()
-            writer.close(timeout_s=_GRACE_S)
+            writer.close(timeout_s=max(0.0, stop.remaining_s()))
         if tiers.taken_over is not None:
             raise SteadyError(
                 f"{tiers.taken_over}; this process saved and stopped",
