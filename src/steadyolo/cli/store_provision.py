@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from steadyolo.cli.doctor import Finding
 from steadyolo.cli.provider_tools import NOT_S3, steps_elsewhere
 from steadyolo.errors import UserError
+from steadyolo.plan.bucket import Answer, Judged, Unreadable, Unsupported
 from steadyolo.plan.bucket_lifecycle import CleanUp, rules_that_delete
 from steadyolo.plan.bucket_policy import policies
 from steadyolo.plan.bucket_settings import Replication, replicas_in
@@ -20,6 +21,7 @@ from steadyolo.spec.bucket import (
     Lifecycle,
     Lock,
     Replica,
+    WantedBucket,
     encryption_of,
     parse_archive,
     parse_days,
@@ -28,8 +30,7 @@ from steadyolo.spec.bucket import (
 )
 from steadyolo.spec.location import Location, parse_location
 
-if TYPE_CHECKING:
-    from steadyolo.plan.bucket import Answer, Judged
+_LOOK = "look with the credentials that manage the bucket"
 
 
 def provision(
@@ -76,23 +77,21 @@ def provision(
     if location.scheme != "s3":
         _print_elsewhere(location, lifecycle, as_json=as_json)
         raise typer.Exit(1 if apply else 0)
+    asked_lock, asked_replica = parse_lock(lock), _replica(replica, replication_role)
     from steadyolo.adapters.objects.bucket import S3Bucket, look
     from steadyolo.adapters.objects.bucket import provision as carry_out
 
     bucket = S3Bucket(location)
-    wanted = wanted_bucket(
-        location,
-        region=bucket.region,
-        lifecycle=lifecycle,
-        lock=parse_lock(lock),
-        replica=_replica(replica, replication_role),
-    )
+    wanted = wanted_bucket(location, region=bucket.region, lifecycle=lifecycle, lock=asked_lock, replica=asked_replica)
     judged = carry_out(bucket, wanted) if apply else look(bucket, wanted)
     if as_json:
         told = {"url": str(location), "applied": apply, "settings": [asdict(one) for one in judged]}
-        typer.echo(json.dumps({**told, "policies": policies(wanted)}, default=str))
+        more = {"rules_that_delete": _deleting(judged, wanted), "policies": policies(wanted)}
+        typer.echo(json.dumps({**told, **more}, default=str))
     else:
         typer.echo("\n".join(_lines(judged, applied=apply)))
+        for rule in _deleting(judged, wanted):
+            typer.echo(f"problem: {_deleting_finding(rule).text}; {_deleting_finding(rule).remedy}")
         for role, policy in policies(wanted).items():
             typer.echo(f"\npolicy of the role that may {role}:\n{json.dumps(policy, indent=2)}")
     if apply and any(one.status in {"differs", "unreadable"} for one in judged):
@@ -114,11 +113,10 @@ def examine_bucket(location: Location) -> list[Finding]:
     if judged[0].setting == "bucket":
         remedy = f"create it: {_command(location)} --apply"
         return [Finding("bucket", "problem", f"there is no bucket {location.bucket}", remedy)]
-    rules = next((one.found for one in judged if one.setting == CleanUp.name and one.found), {})
     return [
         *(_finding(location, one) for one in judged),
         _replication_finding(bucket.read(Replication.reading), location),
-        *(_deleting_finding(rule) for rule in rules_that_delete(rules, wanted.prefix)),
+        *(_deleting_finding(rule) for rule in _deleting(judged, wanted)),
     ]
 
 
@@ -134,22 +132,30 @@ def _finding(location: Location, judged: Judged) -> Finding:
             text = f"wanted: {judged.wanted}; {judged.why}"
             return Finding(name, "warning", text, "look for it among the provider's own settings")
         case _:
-            return Finding(name, "warning", judged.why, "look with the credentials that manage the bucket")
+            return Finding(name, "warning", judged.why, _LOOK)
 
 
 def _replication_finding(answer: Answer, location: Location) -> Finding:
-    replicas = replicas_in(answer) if isinstance(answer, Mapping) else []
-    if replicas:
-        return Finding("bucket replication", "ok", f"to {', '.join(replicas)}")
-    text = "none" if isinstance(answer, Mapping) else answer.why
-    remedy = f"keep a second copy: store.replica=URL, or {_command(location)} --replica s3://BUCKET"
-    return Finding("bucket replication", "warning", text, remedy)
+    name, remedy = "bucket replication", f"keep a second copy: store.replica=URL, or {_command(location)} --replica URL"
+    match answer:
+        case Unreadable(why):
+            return Finding(name, "warning", why, _LOOK)
+        case Unsupported(why):
+            return Finding(name, "warning", why, remedy)
+        case told if replicas := replicas_in(told):
+            return Finding(name, "ok", f"to {', '.join(replicas)}")
+        case _:
+            return Finding(name, "warning", "none", remedy)
+
+
+def _deleting(judged: Iterable[Judged], wanted: WantedBucket) -> list[str]:
+    told = next((one.found for one in judged if one.setting == CleanUp.name and one.found), {})
+    return rules_that_delete(told, wanted.prefix)
 
 
 def _deleting_finding(rule: str) -> Finding:
-    return Finding(
-        "bucket rules", "problem", f"rule {rule!r} deletes checkpoints one day", "remove it, or narrow its prefix"
-    )
+    text = f"the lifecycle rule {rule!r} deletes checkpoints one day"
+    return Finding("bucket rules", "problem", text, "remove it, or narrow its prefix")
 
 
 def _command(location: Location) -> str:

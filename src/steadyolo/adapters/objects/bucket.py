@@ -185,7 +185,7 @@ class S3Bucket:
             credentials = S3Credentials()
             credentials()  # here a clear error can still say that there are none
             region = self._location.options.get("region") or credentials.region or "us-east-1"
-            return boto3.client("s3", endpoint_url=endpoint, region_name=region, config=config)
+            return boto3.Session().client("s3", endpoint_url=endpoint, region_name=region, config=config)
         except (BotoCoreError, ValueError) as error:
             raise sorted_client_error(f"opening s3://{self._name}", error) from None
 
