@@ -9,11 +9,8 @@ from functools import cached_property
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
-from botocore import xform_name
-from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError
-
 from steadyolo.adapters.objects.client_errors import (
+    client_exceptions,
     code_of,
     in_its_words,
     is_denied,
@@ -134,7 +131,7 @@ class S3Bucket:
         prefix = f"{self._location.path}/" if self._location.path else ""
         try:  # a right that the training role has too; the answer to a HEAD would not say what is wrong
             self._client.list_objects_v2(Bucket=self._name, Prefix=prefix, MaxKeys=1)
-        except (BotoCoreError, ClientError, ValueError) as error:
+        except client_exceptions() as error:
             if code_of(error) == "NoSuchBucket":
                 return False
             raise sorted_client_error(f"looking at s3://{self._name}", error) from None
@@ -143,7 +140,7 @@ class S3Bucket:
     def read(self, reading: Reading) -> Answer:
         try:
             told = self._call(reading.operation, {"Bucket": self._name})
-        except (BotoCoreError, ClientError) as error:
+        except client_exceptions() as error:
             if reading.not_set and code_of(error) == reading.not_set:
                 return {}
             if is_unsupported(error):
@@ -156,7 +153,7 @@ class S3Bucket:
     def send(self, change: Change) -> Refused | None:
         try:
             self._call(change.operation, change.parameters)
-        except (BotoCoreError, ClientError) as error:
+        except client_exceptions() as error:
             ours = sorted_client_error(f"{change.operation} to s3://{self._name}", error)
             if isinstance(ours, Transient) and not is_unsupported(error):
                 raise ours from None
@@ -165,12 +162,15 @@ class S3Bucket:
         return None
 
     def _call(self, operation: str, parameters: Any) -> dict[str, Any]:
+        from botocore import xform_name
+
         answer: dict[str, Any] = getattr(self._client, xform_name(operation))(**parameters)
         return answer
 
     @cached_property
     def _client(self) -> Any:
         import boto3
+        from botocore.config import Config
 
         endpoint = self._location.options.get("endpoint")
         config = Config(
@@ -186,7 +186,7 @@ class S3Bucket:
             credentials()  # here a clear error can still say that there are none
             region = self._location.options.get("region") or credentials.region or "us-east-1"
             return boto3.Session().client("s3", endpoint_url=endpoint, region_name=region, config=config)
-        except (BotoCoreError, ValueError) as error:
+        except client_exceptions() as error:
             raise sorted_client_error(f"opening s3://{self._name}", error) from None
 
 

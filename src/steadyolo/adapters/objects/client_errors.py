@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-from botocore import exceptions as raised
+from typing import Any
 
 from steadyolo.adapters.objects.errors import known_error, plain
 from steadyolo.errors import SteadyError, Transient, UserError
 
 _DENIED = {"403", "AccessDenied", "AllAccessDisabled", "Forbidden"}
 _UNSUPPORTED = {"MethodNotAllowed", "NotImplemented", "NotSupported", "OperationNotSupported", "XNotImplemented"}
-_NO_CREDENTIALS = (
-    raised.CredentialRetrievalError,
-    raised.NoAuthTokenError,
-    raised.NoCredentialsError,
-    raised.PartialCredentialsError,
-    raised.ProfileNotFound,
-    raised.SSOError,
-    raised.TokenRetrievalError,
-)
-_WRONG_NAMES = (raised.InvalidRegionError, raised.ParamValidationError, raised.UnknownEndpointError, ValueError)
+
+
+def client_exceptions() -> tuple[type[Exception], ...]:
+    """What a client of boto3 raises. Imported only when needed: botocore sets up loggers."""
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    return BotoCoreError, ClientError, ValueError  # a ValueError for an endpoint that is no address
 
 
 def code_of(error: Exception) -> str:
     """The store's own name for a refusal; empty where it did not answer with one."""
-    return str(error.response.get("Error", {}).get("Code", "")) if isinstance(error, raised.ClientError) else ""
+    return str(_said(error, "Error").get("Code", ""))
 
 
 def is_unsupported(error: Exception) -> bool:
@@ -38,12 +35,14 @@ def is_denied(error: Exception) -> bool:
 
 def in_its_words(error: Exception) -> str:
     """The store's refusal in its own words, without anything that looks like a credential."""
-    message = error.response.get("Error", {}).get("Message", "") if isinstance(error, raised.ClientError) else ""
+    message = _said(error, "Error").get("Message", "")
     return plain(f"{code_of(error)}: {message}".strip(": ") or str(error))
 
 
 def sorted_client_error(what: str, error: Exception) -> SteadyError:
     """Ours for one of botocore's, with `what` was being done at the head of the message."""
+    from botocore import exceptions as raised
+
     if is_denied(error):
         return UserError(
             f"{what}: no permission, or the bucket is somebody else's",
@@ -52,12 +51,22 @@ def sorted_client_error(what: str, error: Exception) -> SteadyError:
     known = known_error(what, code_of(error)) or known_error(what, in_its_words(error))
     if known is not None:
         return known
-    if isinstance(error, _NO_CREDENTIALS):
+    wrong_names = (raised.InvalidRegionError, raised.ParamValidationError, raised.UnknownEndpointError, ValueError)
+    no_credentials = (
+        raised.CredentialRetrievalError,
+        raised.NoAuthTokenError,
+        raised.NoCredentialsError,
+        raised.PartialCredentialsError,
+        raised.ProfileNotFound,
+        raised.SSOError,
+        raised.TokenRetrievalError,
+    )
+    if isinstance(error, no_credentials):
         return UserError(
             f"{what}: the credentials cannot be read ({type(error).__name__})",
             remedy="check the profile (aws configure list)",
         )
-    if isinstance(error, _WRONG_NAMES):
+    if isinstance(error, wrong_names):
         return UserError(f"{what}: {plain(str(error))}", remedy="check the bucket's name, the region and the endpoint")
     if 400 <= _status(error) < 500 and _status(error) not in {408, 429}:
         return UserError(f"{what}: {in_its_words(error)}", remedy="change what the store names, then try again")
@@ -65,6 +74,10 @@ def sorted_client_error(what: str, error: Exception) -> SteadyError:
 
 
 def _status(error: Exception) -> int:
-    if not isinstance(error, raised.ClientError):
-        return 0
-    return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+    return int(_said(error, "ResponseMetadata").get("HTTPStatusCode", 0))
+
+
+def _said(error: Exception, part: str) -> dict[str, Any]:
+    """A part of the store's answer; empty where there was none."""
+    said: dict[str, Any] = (getattr(error, "response", None) or {}).get(part, {})
+    return said
