@@ -102,9 +102,8 @@ def sorted_errors(what: str) -> Iterator[None]:
 def sorted_error(what: str, error: Exception) -> SteadyError:
     """Ours for one of obstore's."""
     text = str(error)
-    known = _told(text)
-    if known is not None:
-        return UserError(f"{what}: {known.means}", remedy=known.remedy)
+    if (known := known_error(what, text)) is not None:
+        return known
     if isinstance(error, raised.PermissionDeniedError):
         return UserError(
             f"{what}: no permission", remedy="give the role the rights that `steadyolo store provision URL` prints"
@@ -112,6 +111,12 @@ def sorted_error(what: str, error: Exception) -> SteadyError:
     if isinstance(error, raised.UnauthenticatedError):
         return UserError(f"{what}: not authenticated", remedy="check the credentials: environment, profile or role")
     return Transient(f"{what}: {plain(text)}", remedy="wait: it is tried again; check the network and the store")
+
+
+def known_error(what: str, text: str) -> UserError | None:
+    """Ours for a store's answer that names its reason; None where the reason is not among those we know."""
+    known = _told(text)
+    return UserError(f"{what}: {known.means}", remedy=known.remedy) if known is not None else None
 
 
 def plain(text: str) -> str:
