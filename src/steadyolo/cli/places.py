@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 from steadyolo.errors import SteadyError, UserError
+from steadyolo.events import CopyDropped, CopyFailed, Event, TakenOver
 from steadyolo.spec.location import Location, parse_location
+from steadyolo.spec.run_spec import RunSpec
+from steadyolo.vault.checkpoints import Checkpoints
+from steadyolo.vault.lock import RunLock
 from steadyolo.vault.newest import Patience
 from steadyolo.vault.objects import ObjectStore
-from steadyolo.vault.remote_run import RemoteRun, runs_in
+from steadyolo.vault.remote_run import OURS, RemoteRun, runs_in
 from steadyolo.vault.restore import find_run
+from steadyolo.vault.session import new_writer_id, open_session
+from steadyolo.vault.tiers import Tiers
+from steadyolo.vault.uploader import TierSettings
 
 PATIENCE_S = 600.0  # for a person who waits, or a machine that starts while the network does
 
@@ -70,6 +79,33 @@ def all_copies(url: str) -> dict[str, RemoteRun]:
         if found is not None:
             runs[tier] = run if found.url == run.url else found
     return runs if any(found is run for found in runs.values()) else {**runs, "given": run}
+
+
+def pushed(folder: Path, *, timeout_s: float) -> list[str]:
+    """Send what the places of the run in `folder` lack. Returns the tiers that could not be reached in time.
+
+    Raises: UserError for a folder that is no run, is in use, has no places or went on elsewhere.
+    """
+    from steadyolo.adapters.objects.opening import open_stores
+
+    own = folder / OURS
+    if not (own / "spec.json").is_file():
+        raise UserError(f"{folder} is not a steadyolo run", remedy="name a run folder; `steadyolo runs ls` lists them")
+    spec = RunSpec.from_dict(json.loads((own / "spec.json").read_text()))
+    stores, writer = open_stores(spec.tiers), new_writer_id()
+    with RunLock(own).acquire():
+        session = open_session(stores, folder, writer, tiers=spec.tiers, takeover=False, must_reach=True)
+        if session is None:
+            raise UserError(f"{folder} has no store", remedy=f"give it one: steadyolo resume {folder} store.url=URL")
+        settings = {tier: TierSettings(tier=tier, keep_last=spec.num_copies_kept) for tier in stores}
+        checkpoints = Checkpoints(own / "checkpoints", writer_id=writer)
+        with Tiers(stores, settings, session, folder, checkpoints=checkpoints, best=None, emit=_told) as tiers:
+            return tiers.drain(timeout_s)
+
+
+def _told(event: Event) -> None:
+    if isinstance(event, CopyFailed | CopyDropped | TakenOver):
+        warn(f"warning: {event}")
 
 
 def patient() -> Patience:

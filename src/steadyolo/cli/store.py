@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,12 +13,17 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from steadyolo.cli.places import all_copies, named_runs, patient
+from steadyolo.cli import store_provision
+from steadyolo.cli.doctor import table as findings_table
+from steadyolo.cli.places import all_copies, named_runs, patient, pushed
 from steadyolo.cli.units import age_text, size_text
-from steadyolo.errors import DataLoss
+from steadyolo.errors import DataLoss, Transient
+from steadyolo.spec.location import parse_location
 from steadyolo.vault.remote_run import RemoteRun
 
 store_app = typer.Typer(no_args_is_help=True, help="Copies of runs in a bucket or on another disk.")
+
+store_app.command("provision")(store_provision.provision)
 
 Url = Annotated[str, typer.Argument(metavar="URL", help="store or run, such as s3://bucket/runs or …/runs/train")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
@@ -195,6 +201,38 @@ def drill(url: Url, as_json: Json = False) -> None:
     )
     for line in (*rejected, *restored.problems):
         typer.echo(f"  warning: {line}")
+
+
+@store_app.command("doctor")
+def doctor(url: Url, as_json: Json = False) -> None:
+    """Say what differs from a bucket that a careful engineer would set up. Exit code 1 where something is a problem.
+
+    Example: `steadyolo store doctor s3://bucket/runs`
+    """
+    findings = store_provision.examine_bucket(parse_location(url))
+    healthy = all(finding.level != "problem" for finding in findings)
+    if as_json:
+        typer.echo(json.dumps({"ok": healthy, "findings": [asdict(finding) for finding in findings]}))
+    else:
+        Console().print(findings_table(findings))
+    raise typer.Exit(0 if healthy else 1)
+
+
+@store_app.command("push")
+def push(
+    run: Annotated[Path, typer.Argument(help="run folder, such as runs/detect/train")],
+    minutes: Annotated[float, typer.Option(min=0.01, help="give up after so long; what was sent stays")] = 60.0,
+) -> None:
+    """Send what a run's places still lack, without training: after an outage, or before a machine is given back.
+
+    Example: `steadyolo store push runs/detect/train`
+    """
+    console = Console(stderr=True)
+    with console.status(f"sending {run}"):
+        late = pushed(run, timeout_s=minutes * 60)
+    if late:
+        raise Transient(f"{' and '.join(late)} could not be reached in time", remedy="try again; it goes on from there")
+    typer.echo(f"all of {run} is in every place that keeps it")
 
 
 def _read(url: str, work: Any, *, as_json: bool) -> None:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import asdict, dataclass, field, fields, replace
+from datetime import UTC, datetime
 from itertools import count
 from pathlib import Path
 from typing import ClassVar, TypeVar
@@ -16,7 +20,7 @@ from steadyolo.vault.claim import Claim
 from steadyolo.vault.files import replace_file
 from steadyolo.vault.objects import ObjectStore, Taken
 from steadyolo.vault.priority import give_way
-from steadyolo.vault.remote_run import Fenced, Owner, RemoteRun
+from steadyolo.vault.remote_run import OURS, Fenced, Owner, RemoteRun
 
 _Result = TypeVar("_Result")
 RECORD = "tiers.json"
@@ -80,21 +84,40 @@ class Session:
     unreachable: Mapping[str, SteadyError]
 
 
+def new_writer_id() -> str:
+    """A name that no other process has."""
+    return f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+
+
 def open_session(
     stores: Mapping[str, ObjectStore],
-    wanted_name: str,
-    claim: Claim,
-    record: TierRecord,
+    folder: Path,
+    writer_id: str,
     *,
+    tiers: Mapping[str, object],
     takeover: bool,
     must_reach: bool,
     timeout_s: float = _REACH_TIMEOUT_S,
-) -> Session:
-    """Claim the run in every store that answers, under `wanted_name` or, for a new run, the next free one.
+) -> Session | None:
+    """Claim the run in `folder` in every store that answers, and record that in the folder. None without stores.
 
+    The run is called as the folder is; a new one, where that name is taken, gets the next free number. `tiers` says
+    where the stores are, for whoever finds one of them.
     Raises: UserError when another process took the run over since this folder was last used, unless `takeover`; with
     `must_reach`, what a store refuses (a wrong bucket, no permission). A store that does not answer is never an error.
     """
+    if not stores:
+        return None
+    own, wanted_name = folder.absolute() / OURS, folder.absolute().name
+    record = TierRecord.read(own) or TierRecord(run_id=uuid.uuid4().hex)
+    claim = Claim(
+        token=0,
+        run_id=record.run_id,
+        writer_id=writer_id,
+        host=socket.gethostname(),
+        since=datetime.now(UTC).isoformat(timespec="seconds"),
+        tiers={tier: str(location) for tier, location in tiers.items()},
+    )
     names = {tier: name for tier, store in stores.items() if (name := record.name_in(tier, store)) is not None}
 
     def look(tier: str) -> Owner | None:
@@ -119,6 +142,7 @@ def open_session(
         record = record.with_session(claim.writer_id, claim.token)
         for tier, run in runs.items():
             record = record.with_place(tier, run.url)
+        record.write(own)
         return Session(claim=claim, record=record, runs=runs, unreachable={**unreachable, **failed})
     raise UserError("the run is being claimed by several processes at once", remedy="stop all but one of them")
 

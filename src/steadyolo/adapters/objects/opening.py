@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import functools
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,6 +41,11 @@ def open_store(location: Location) -> ObjectStore:
     if "key" in location.options:
         return SealedStore(store, key_from_file(Path(location.options["key"])))
     return SealedStore(store, key_from_command(location.options["key_command"]))
+
+
+def open_stores(tiers: Mapping[str, Location]) -> dict[str, ObjectStore]:
+    """The store of each tier. Raises: as `open_store`."""
+    return {tier: open_store(location) for tier, location in tiers.items()}
 
 
 def _open_plain(location: Location) -> ObjectStore:

@@ -5,11 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import socket
-import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +15,19 @@ from ultralytics import __version__ as ultralytics_version
 from ultralytics.cfg import DEFAULT_CFG, get_cfg, get_save_dir
 from ultralytics.utils import LOGGER
 
+from steadyolo.adapters.objects.opening import open_stores
 from steadyolo.adapters.ultralytics.arguments import check_arguments, check_changes
 from steadyolo.adapters.ultralytics.weights import check_weights
 from steadyolo.errors import DataLoss, SteadyError, Transient, UserError
 from steadyolo.spec.run_spec import RunSpec, make_spec
 from steadyolo.state.snapshot import Snapshot
 from steadyolo.vault.checkpoints import Checkpoints, Found, Rejected
-from steadyolo.vault.claim import Claim
 from steadyolo.vault.disk import ensure_folder
 from steadyolo.vault.files import replace_file
 from steadyolo.vault.lock import RunLock
 from steadyolo.vault.newest import FoundCopy, Patience, newest_of_all
 from steadyolo.vault.objects import ObjectStore
-from steadyolo.vault.session import Session, TierRecord, open_session
+from steadyolo.vault.session import Session, new_writer_id, open_session
 from steadyolo.vault.tiers import token_of
 from steadyolo.version import __version__
 
@@ -67,12 +64,12 @@ def open_new(given: Mapping[str, Any], ours: Mapping[str, str]) -> Opened:
             f"{folder} already holds a run with checkpoints",
             remedy=f"go on with it: steadyolo resume {folder}; or choose another name=",
         )
-    stores = _open_stores(spec)
+    stores = open_stores(spec.tiers)
     ensure_folder(own)
     lock = RunLock(own).acquire()
-    writer = writer_id()
+    writer = new_writer_id()
     try:
-        session = _open_session(spec, stores, folder, writer, takeover=False, must_reach=True)
+        session = open_session(stores, folder, writer, tiers=spec.tiers, takeover=False, must_reach=True)
     except BaseException:
         lock.release()
         raise
@@ -103,8 +100,9 @@ def open_existing(folder: Path, given: Mapping[str, Any], ours: Mapping[str, str
         }
         check_changes(changes)
         spec = before.changed(changes, ours)
-        stores, writer = _open_stores(spec), writer_id()
-        session = _open_session(spec, stores, folder, writer, takeover="takeover" in allowed, must_reach=False)
+        stores, writer = open_stores(spec.tiers), new_writer_id()
+        takeover = "takeover" in allowed
+        session = open_session(stores, folder, writer, tiers=spec.tiers, takeover=takeover, must_reach=False)
         found, session = _newest(own, writer, session)
         if found.snapshot is None and found.rejected:
             reasons = "".join(f"\n    {rejected.name} ({rejected.tier}): {rejected.why}" for rejected in found.rejected)
@@ -130,36 +128,6 @@ def open_existing(folder: Path, given: Mapping[str, Any], ours: Mapping[str, str
         stores=stores,
         session=session,
     )
-
-
-def _open_stores(spec: RunSpec) -> dict[str, ObjectStore]:
-    """The stores of the spec's tiers, by tier. Speaks to none of them yet."""
-    if not spec.tiers:
-        return {}
-    from steadyolo.adapters.objects.opening import open_store
-
-    return {tier: open_store(location) for tier, location in spec.tiers.items()}
-
-
-def _open_session(
-    spec: RunSpec, stores: Mapping[str, ObjectStore], folder: Path, writer: str, *, takeover: bool, must_reach: bool
-) -> Session | None:
-    """Claim the run for this process wherever copies of it are kept. Raises: UserError, as `open_session` does."""
-    if not stores:
-        return None
-    own = folder.absolute() / OURS_FOLDER
-    record = TierRecord.read(own) or TierRecord(run_id=uuid.uuid4().hex)
-    claim = Claim(
-        token=0,
-        run_id=record.run_id,
-        writer_id=writer,
-        host=socket.gethostname(),
-        since=datetime.now(UTC).isoformat(timespec="seconds"),
-        tiers={tier: str(location) for tier, location in spec.tiers.items()},
-    )
-    session = open_session(stores, folder.absolute().name, claim, record, takeover=takeover, must_reach=must_reach)
-    session.record.write(own)
-    return session
 
 
 def _newest(own: Path, writer: str, session: Session | None) -> tuple[FoundCopy | Found, Session | None]:
@@ -229,11 +197,6 @@ def package_versions() -> dict[str, str]:
 def num_cores() -> int:
     """Processor cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def writer_id() -> str:
-    """A name that no other writer has."""
-    return f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
 
 
 def to_json(value: Any) -> bytes:
