@@ -1,4 +1,4 @@
-"""Sizes as people write them."""
+"""Sizes as people write them and read them."""
 
 from __future__ import annotations
 
@@ -21,3 +21,13 @@ def parse_bytes(text: str) -> int:
     if num_bytes <= 0:
         raise UserError(f"{text!r} is not a size", remedy="write it as 4GiB, 500MB or a number of bytes")
     return num_bytes
+
+
+def told_bytes(num_bytes: int) -> str:
+    """A size in the largest unit that leaves at least 1: "1.5 GiB"."""
+    size = float(num_bytes)
+    for unit in ("B", "KiB", "MiB"):
+        if abs(size) < 1024:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} GiB"
