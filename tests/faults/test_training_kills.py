@@ -22,6 +22,7 @@ from tests.faults.runs import (
     differing,
     digests,
     happened,
+    on_event,
     state_of,
     table,
     without_sample_keys,
@@ -93,6 +94,24 @@ def test_a_kill_at_this_instant_changes_nothing(where: str, reference: Reference
     reference.resume(run).wait().expect(0)
     assert reference.differing(run) == []
     assert [row["epoch"] for row in table(run)] == ["1", "2", "3"]
+
+
+def test_a_kill_between_the_last_batch_of_warm_up_and_its_score_changes_nothing(
+    reference: Reference, tmp_path: Path
+) -> None:
+    """The row of that epoch tells the learning rates of its last batch, which the schedule alone does not know."""
+    run, asked = tmp_path / "killed", {"warmup_epochs": 1, "epochs": 2}
+    prepare = (pause_after_batches, partial(die_at, "on_val_start", 1))
+    reference.start(run, prepare=prepare, **asked).wait().expect(-signal.SIGKILL)
+    assert state_of(checkpoints(run)[-1])["cursor"] == {"epoch": 0, "batch": 4}, "saved between batch and score"
+    reference.resume(run).wait().expect(0)
+    assert reference.differing(run, **asked) == []
+
+
+def pause_after_batches() -> None:
+    """Let the writer come to rest after each batch, so that each of them is saved."""
+    on_event("on_train_batch_end", lambda _: time.sleep(0.3))
+    on_event("on_train_epoch_end", lambda _: time.sleep(1.0))
 
 
 # Ways of training that carry state of their own from batch to batch.

@@ -6,6 +6,7 @@ import ast
 import difflib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 from steadyolo.errors import UserError
@@ -31,6 +32,8 @@ class RunSpec:
     num_micro_batch_images: int | None = None  # None: the whole batch at once
     num_threads: int | None = None  # None: one for each core
     bad_labels: str = "refuse"
+    dataset_cache: Path | None = None  # None: the user's cache folder
+    dataset_cache_bytes: int | None = None  # None: what the disk can well give
     num_tries: int = 3
     store: Location | None = None
     replica: Location | None = None
@@ -161,6 +164,8 @@ OURS: dict[str, Setting] = {
     ),
     "memory.micro_batch": Setting("num_micro_batch_images", _whole(1), "images in one forward/backward", False),
     "data.bad_labels": Setting("bad_labels", _one_of("refuse", "skip"), "refuse | skip images with bad labels", False),
+    "data.cache": Setting("dataset_cache", lambda _, text: Path(text).expanduser(), "folder for data sets from stores"),
+    "data.cache_budget": Setting("dataset_cache_bytes", _bytes, "disk space for data sets from stores, such as 50GiB"),
     "store.url": Setting(
         "store", _location, "s3://BUCKET/PREFIX | gs://… | az://… | file:///…: keeps copies of the run"
     ),

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -88,6 +89,8 @@ def test_the_same_word_twice_is_no_contradiction() -> None:
         ("memory.micro_batch", "4", "num_micro_batch_images", 4),
         ("cpu.threads", "2", "num_threads", 2),
         ("data.bad_labels", "skip", "bad_labels", "skip"),
+        ("data.cache", "/mnt/cache", "dataset_cache", Path("/mnt/cache")),
+        ("data.cache_budget", "50GiB", "dataset_cache_bytes", 50 * 2**30),
         ("store.url", "s3://b/p", "store", Location(scheme="s3", bucket="b", path="p")),
         ("store.replica", "gs://b", "replica", Location(scheme="gs", bucket="b", path="")),
         ("store.disk", "/mnt/disk", "disk", Location(scheme="file", bucket="", path="/mnt/disk")),

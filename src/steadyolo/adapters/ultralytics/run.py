@@ -263,7 +263,10 @@ class UltralyticsRun:
         trainer, epoch = self._trainer, state.cursor.epoch
         trainer.epoch = epoch
         if self._open_epoch != epoch:  # resumed between the last batch and the score
+            rates = [group["lr"] for group in trainer.optimizer.param_groups]
             self._start_epoch(state.cursor)
+            for group, rate in zip(trainer.optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate  # as its last batch left it, which in warm-up is not what the schedule says
         trainer.lr = {f"lr/pg{i}": group["lr"] for i, group in enumerate(trainer.optimizer.param_groups)}
         trainer.run_callbacks("on_train_epoch_end")
         trainer.ema.update_attr(trainer.model, include=["yaml", "nc", "args", "names", "stride", "class_weights"])

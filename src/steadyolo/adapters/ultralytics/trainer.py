@@ -7,6 +7,7 @@ the step, saving, recovery and stopping are ours.
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -28,6 +29,7 @@ from ultralytics.utils.torch_utils import unwrap_model
 from steadyolo import events
 from steadyolo.adapters.notices.notice import Notice
 from steadyolo.adapters.notices.watch import watch_notices
+from steadyolo.adapters.objects.opening import open_store
 from steadyolo.adapters.ultralytics.checked_data import (
     Problems,
     listed,
@@ -50,10 +52,14 @@ from steadyolo.adapters.ultralytics.opening import (
 )
 from steadyolo.adapters.ultralytics.run import ScoringCut, UltralyticsRun
 from steadyolo.adapters.ultralytics.workarounds import light_determinism, patient_nms, quiet_upstream
+from steadyolo.data.cache import usual_cache
+from steadyolo.data.fetch import Dataset, fetch_dataset, is_in_store
 from steadyolo.data.fingerprint import fingerprint
+from steadyolo.data.mirror import Progress
 from steadyolo.data.order import SampleOrder
 from steadyolo.data.window import DecodedWindow
 from steadyolo.errors import SteadyError, UserError
+from steadyolo.spec.size import told_bytes
 from steadyolo.state.run_state import Ledger, RunState
 from steadyolo.train.host_copy import HostCopies
 from steadyolo.train.host_memory import keep_freed_memory
@@ -68,6 +74,7 @@ from steadyolo.vault.writer import BackgroundWriter
 
 _GRACE_S = 20.0  # a stop must be over within 25 s; what is committed by then is what there is
 _NOTICE_MARGIN_S = 5.0  # a machine that is announced to end may end a little earlier
+_TELL_FETCHING_S = 5.0
 _LEAVING_S = 2.0  # of that, what closing everything may take
 _TAKEN_OVER = "taken over"
 _FUSABLE = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW)
@@ -95,19 +102,21 @@ class SteadyTrainer(BaseTrainer):  # type: ignore[misc]  # upstream is untyped
         allowed = frozenset(ours.pop("resume.allow", "").replace(",", " ").split())
         resume = given.pop("resume", None)
         self._problems: dict[str, str] = {}
+        self._dataset: Dataset | None = None  # the one in the cache, when it came from a store
         self._log: events.EventLog | None = None
         self._save_error = "the disk did not answer"
         self._stop_request = StopRequest(grace_s=_GRACE_S, overdue=exit_at_once, on_signal=self._note_signal)
         with self._stop_request, clear_disk_errors():  # setting up takes long enough to be interrupted
             opened = open_existing(Path(resume), given, ours, allowed) if resume else open_new(given, ours)
+            self._lock = opened.lock
             try:
                 self._set_up(opened, cfg, _callbacks)
             except BaseException:
-                opened.lock.release()
+                self._let_go()
                 raise
 
     def _set_up(self, opened: Opened, cfg: Any, callbacks: Any) -> None:
-        self.spec, self._folder, self._lock = opened.spec, opened.folder, opened.lock
+        self.spec, self._folder = opened.spec, opened.folder
         self._start, self._rejected, self._allowed = opened.start, opened.rejected, opened.allowed
         self._opened = opened
         arguments = dict(self.spec.arguments)
@@ -138,11 +147,37 @@ class SteadyTrainer(BaseTrainer):  # type: ignore[misc]  # upstream is untyped
             ) from error
 
     def get_dataset(self) -> dict[str, Any]:
+        if is_in_store(str(self.args.data)):
+            self.args.data = str(self._fetched_dataset(str(self.args.data)))
         data = Path(str(self.args.data))
         with translated(self.args.data):
             if data.is_file() and data.suffix in {".yaml", ".yml"}:
                 self.args.data = str(resolve_yaml(data, self._folder / OURS_FOLDER))
             return super().get_dataset()  # type: ignore[no-any-return]
+
+    def _fetched_dataset(self, url: str) -> Path:
+        """The data set at `url`, mirrored into the cache and held there until the run ends."""
+        last_s = 0.0
+
+        def show(progress: Progress) -> None:
+            nonlocal last_s
+            if self._stop_request.requested:
+                raise SystemExit(EXIT_INTERRUPTED)
+            if time.monotonic() - last_s > _TELL_FETCHING_S:
+                last_s = time.monotonic()
+                LOGGER.info(f"fetching {url}: {_fetching(progress)}")
+
+        self._dataset = fetch_dataset(
+            url,
+            open_store=open_store,
+            cache=self.spec.dataset_cache or usual_cache(os.environ),
+            budget_bytes=self.spec.dataset_cache_bytes,
+            wants_folder=self.args.task == "classify",
+            on_progress=show,
+        )
+        for warning in self._dataset.warnings:
+            LOGGER.warning(warning)
+        return self._dataset.data
 
     def build_dataset(self, img_path: str, mode: str = "train", batch: int | None = None) -> Any:
         """As upstream builds it, of our classes, with what cannot be used left out, counted and listed."""
@@ -302,7 +337,13 @@ class SteadyTrainer(BaseTrainer):  # type: ignore[misc]  # upstream is untyped
             with light_determinism(self.args.compile):
                 return super().train()
         finally:
-            self._lock.release()
+            self._let_go()
+
+    def _let_go(self) -> None:
+        """Give the run's folder back, and a data set that came from a store."""
+        if self._dataset is not None:
+            self._dataset.close()
+        self._lock.release()
 
     def _do_train(self) -> None:
         with contextlib.ExitStack() as stack:
@@ -487,7 +528,7 @@ class SteadyTrainer(BaseTrainer):  # type: ignore[misc]  # upstream is untyped
             events.RunStarted(
                 model=str(self.args.model),
                 task=str(self.args.task),
-                data=str(self.args.data),
+                data=str(self.spec.arguments["data"]),
                 device=str(self.device),
                 precision=self.precision.compute + (" channels_last" if self.precision.channels_last else ""),
                 threads=torch.get_num_threads(),
@@ -673,6 +714,12 @@ _BY_TASK: dict[str, type[SteadyTrainer]] = {
     "obb": SteadyOBBTrainer,
     "classify": SteadyClassificationTrainer,
 }
+
+
+def _fetching(progress: Progress) -> str:
+    if progress.is_waiting:
+        return "waiting for another process that fetches it"
+    return f"{progress.num_done} of {progress.num_files} files, {told_bytes(progress.done_bytes)}"
 
 
 def _fraction(fraction: Any, mode: str, split: str) -> Any:
