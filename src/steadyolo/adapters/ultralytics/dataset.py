@@ -17,11 +17,24 @@ from ultralytics.data.dataset import ClassificationDataset, YOLODataset
 from ultralytics.data.utils import verify_image_label
 
 from steadyolo.adapters.ultralytics.checked_data import Problems, problems_of, sixteen_bit
+from steadyolo.adapters.ultralytics.transforms import QuickFormat, each_transform, quicken
 from steadyolo.data.order import SampleOrder
 from steadyolo.data.randomness import seed_generators
 from steadyolo.data.window import DecodedWindow
 
 OnProblems = Callable[[Problems, int], None]  # with the number of images that are left
+
+
+_CHANGING = (np.ndarray, list)  # what upstream changes in place in a copied label; inside a list it only replaces
+
+
+class _Label(dict[str, Any]):
+    """What is known of one image. Upstream deep-copies it for each use, in a tenth of the time as below."""
+
+    __slots__ = ()
+
+    def __deepcopy__(self, memo: object) -> dict[str, Any]:
+        return {name: value.copy() if isinstance(value, _CHANGING) else value for name, value in self.items()}
 
 
 class _Partners(list[int]):
@@ -33,6 +46,8 @@ class _Partners(list[int]):
 
 class KeyedDataset(YOLODataset):  # type: ignore[misc]  # upstream is untyped
     """`YOLODataset` whose items are named by position in a `SampleOrder` and depend on nothing else."""
+
+    format_class = QuickFormat
 
     def __init__(self, *args: Any, on_problems: OnProblems, **kwargs: Any) -> None:
         self._on_problems = on_problems
@@ -75,13 +90,21 @@ class KeyedDataset(YOLODataset):  # type: ignore[misc]  # upstream is untyped
         self._position = 0
         self._slots: dict[int, int] = {}  # where the window may hold the images that this sample may want
         self._main = (0, 0)  # the sample's own index, and its position in the epoch before
+        self.labels = [_Label(label) for label in self.labels]
         self.max_buffer_length = 1 << 62  # upstream evicts at this length; nothing is in its buffer here
         self._open_transforms = self.transforms
-        for transform in getattr(self.transforms, "transforms", ()):
-            _draw_from_window(transform)
+        for transform in each_transform(self.transforms):
+            if hasattr(transform, "buffer_enabled"):  # a mosaic: its partners come from the window in every cache mode
+                transform.buffer_enabled = True
         closed = copy(hyp)
         closed.mosaic = closed.copy_paste = closed.mixup = closed.cutmix = 0.0
         self._closed_transforms = self.build_transforms(closed) if first_closed_epoch is not None else self.transforms
+
+    def build_transforms(self, hyp: Any) -> Any:
+        """As upstream, with the same results in less time."""
+        transforms = super().build_transforms(hyp)
+        quicken(transforms)
+        return transforms
 
     def close_from(self, first_closed_epoch: int | None) -> None:
         """Move the epoch from which mosaic is closed; workers forked afterwards see it."""
@@ -121,15 +144,6 @@ class KeyedDataset(YOLODataset):  # type: ignore[misc]  # upstream is untyped
         if position is not None:
             self._window.put(position, i, image, original_hw)
         return image, original_hw, resized_hw
-
-
-def _draw_from_window(transform: Any) -> None:
-    """Make each mosaic in a (nested) transform choose its partners from the sample's window, in every cache mode."""
-    if hasattr(transform, "buffer_enabled"):
-        transform.buffer_enabled = True
-    for inner in (getattr(transform, "pre_transform", None), *getattr(transform, "transforms", ())):
-        if inner is not None:
-            _draw_from_window(inner)
 
 
 class KeyedClassificationDataset(ClassificationDataset):  # type: ignore[misc]  # upstream is untyped
