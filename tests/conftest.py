@@ -13,9 +13,19 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from tests.faults.uninterrupted import Reference
-from tests.servers.fixtures import aws, fault_proxy, fresh_bucket, own_seaweed, prefix, replica, s3_url, seaweed
+from tests.servers.fixtures import (
+    aws,
+    azurite,
+    fault_proxy,
+    fresh_bucket,
+    own_seaweed,
+    prefix,
+    replica,
+    s3_url,
+    seaweed,
+)
 
-__all__ = ["aws", "fault_proxy", "fresh_bucket", "own_seaweed", "prefix", "replica", "s3_url", "seaweed"]
+__all__ = ["aws", "azurite", "fault_proxy", "fresh_bucket", "own_seaweed", "prefix", "replica", "s3_url", "seaweed"]
 
 # Before Ultralytics is imported anywhere, in children too: nothing of the user's is read or written, nothing fetched.
 _SETTINGS = tempfile.TemporaryDirectory(prefix="steadyolo-tests-")

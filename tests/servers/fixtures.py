@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from steadyolo.testing.fault_proxy import FaultProxy
+from tests.servers.azurite import AzuriteServer, NotHere
 from tests.servers.seaweed import ADMIN, SeaweedServer, aws_environment
 
 
@@ -69,3 +70,13 @@ def fresh_bucket(seaweed: SeaweedServer) -> Iterator[str]:
         for listed in page.get("Contents", ()):
             client.delete_object(Bucket=name, Key=listed["Key"])
     client.delete_bucket(Bucket=name)
+
+
+@pytest.fixture(scope="session")
+def azurite(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AzuriteServer]:
+    """Azure's emulator. Skips what asks for it where it cannot be had."""
+    try:
+        with AzuriteServer(tmp_path_factory.mktemp("azurite")) as server:
+            yield server
+    except NotHere as why:
+        pytest.skip(f"no emulator of Azure: {why}")

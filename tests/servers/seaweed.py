@@ -65,7 +65,7 @@ IDENTITIES = (ADMIN, READER, KEEPER)
 
 
 class SeaweedServer:
-    """SeaweedFS with everything that it keeps in `folder`. Use it in a `with`, or call `start` and `stop`."""
+    """SeaweedFS with everything that it keeps in `folder`. Use it in a `with`, or end it by `stop` or `kill`."""
 
     def __init__(self, folder: Path, *, identities: tuple[Identity, ...] = IDENTITIES) -> None:
         self.folder = folder
@@ -126,6 +126,9 @@ class SeaweedServer:
             self._process.kill()
             self._process.wait()
             self._process = None
+        for port in self._ports.values():
+            for left_behind in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):
+                left_behind.unlink(missing_ok=True)
 
     def restart(self) -> None:
         """Kill it if it runs, and start it again with its data and ports."""
@@ -139,9 +142,6 @@ class SeaweedServer:
             with suppress(subprocess.TimeoutExpired):
                 self._process.wait(10)
         self.kill()
-        for port in self._ports.values():
-            for left_behind in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):
-                left_behind.unlink(missing_ok=True)
 
     def __enter__(self) -> Self:
         return self.start()
@@ -149,7 +149,7 @@ class SeaweedServer:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.stop()
+        self.kill()  # nobody needs what it keeps
 
     def _launch(self) -> None:
         config = self.folder / "s3.json"

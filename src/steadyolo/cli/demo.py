@@ -45,7 +45,7 @@ _ARGUMENTS = (
 def demo(
     folder: Annotated[Path, typer.Option(help="where everything goes; a former demo there is replaced")] = Path("demo"),
 ) -> None:
-    """Show everything on a built-in data set of circuit boards: train, kill, resume, compare, detect.
+    """Show everything on a built-in data set of circuit boards: train, kill, lose the disk, resume, compare, detect.
 
     Example: `steadyolo demo --folder /tmp/demo`
     """
@@ -71,20 +71,23 @@ def demo(
     console.rule("2. a run that nothing interrupts")
     _finish(_start("train", *arguments, "name=uninterrupted"))
 
-    console.rule("3. the same run, killed with SIGKILL in the middle of an epoch")
+    console.rule("3. the same run with copies in a store, killed in the middle of an epoch, its disk lost")
     killed = folder / "runs" / "killed"
-    process = _start("train", *arguments, "name=killed", own_group=True)
+    store = (folder / "store").as_uri()  # a folder here; s3://, gs:// and az:// are the same to it
+    process = _start("train", *arguments, "name=killed", f"store.url={store}", own_group=True)
     at = _kill_at(process, killed / "steadyolo" / "events.jsonl")
     console.print(
         f"killed (SIGKILL) at epoch {at[0] + 1}, batch {at[1] + 1}: no handler ran, nothing was saved on the way"
     )
+    shutil.rmtree(killed)
+    console.print(f"deleted {killed}: all that is left is in {store}")
 
-    console.rule("4. steadyolo resume")
-    _finish(_start("resume", str(killed)))
+    console.rule("4. steadyolo resume, from the store")
+    _finish(_start("resume", f"{store}/killed", f"project={folder / 'runs'}"))
 
     console.rule("5. are the two runs the same?")
     whole, resumed = run_identity(folder / "runs" / "uninterrupted"), run_identity(killed)
-    table = Table("", "uninterrupted", "killed and resumed", "")
+    table = Table("", "uninterrupted", "lost and resumed", "")
     for name in whole:
         same = whole[name] == resumed.get(name)
         table.add_row(name, whole[name][:22], resumed.get(name, "")[:22], "equal" if same else "DIFFERENT")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import uuid
 
-from steadyolo.vault.objects import Absent, Data, Listed, Stored, Taken
+from steadyolo.vault.objects import Absent, Data, Listed, Stored, Taken, checked_key
 
 
 class MemoryStore:
@@ -18,11 +18,13 @@ class MemoryStore:
 
     def put(self, key: str, data: Data) -> None:
         with self._lock:
-            self.objects[key] = Stored(data=bytes(data), tag=uuid.uuid4().hex)
+            self.objects[checked_key(key)] = Stored(data=bytes(data), tag=uuid.uuid4().hex)
 
     def put_if(self, key: str, data: Data, *, tag: str | None) -> str:
         with self._lock:
-            found = self.objects.get(key)
+            found = self.objects.get(checked_key(key))
+            if found is not None and found.data == data:
+                return found.tag
             if (found.tag if found else None) != tag:
                 raise Taken(f"{key} was written by somebody else", remedy="read it again")
             self.objects[key] = stored = Stored(data=bytes(data), tag=uuid.uuid4().hex)
@@ -30,13 +32,14 @@ class MemoryStore:
 
     def get(self, key: str) -> Stored:
         with self._lock:
-            if key not in self.objects:
+            if checked_key(key) not in self.objects:
                 raise Absent(f"{key} is not there", remedy="check the name")
             return self.objects[key]
 
     def list(self, folder: str) -> list[Listed]:
+        inside = f"{checked_key(folder.rstrip('/'))}/" if folder else ""
         with self._lock:
-            found = [(key, stored) for key, stored in self.objects.items() if key.startswith(folder)]
+            found = [(key, stored) for key, stored in self.objects.items() if key.startswith(inside)]
         return [Listed(key=key, num_bytes=len(stored.data), tag=stored.tag) for key, stored in sorted(found)]
 
     def holds(self, listed: Listed, data: Data) -> bool:
@@ -46,4 +49,4 @@ class MemoryStore:
 
     def delete(self, key: str) -> None:
         with self._lock:
-            self.objects.pop(key, None)
+            self.objects.pop(checked_key(key), None)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Protocol
 
-from steadyolo.errors import SteadyError
+from steadyolo.errors import SteadyError, UserError
 
 Data = bytes | memoryview
+_NO_NAME = re.compile(r"\.{0,2}|.*[\x00-\x1f\x7f\\].*", re.DOTALL)  # what some store would change or refuse
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +41,12 @@ class ObjectStore(Protocol):
     """A flat set of objects under keys such as `train/steadyolo/writer.json`. Safe to call from several threads.
 
     Every method raises `Transient` when waiting may help, and `UserError` when something has to be changed first: a
-    permission, a name, a key, the machine's clock. No message of an error contains a credential.
+    permission, a name, a key, the machine's clock. No message of an error contains a credential. No key is the folder
+    of another, and a key that is ever put on a condition is always put so.
+
+    A conditional put says for certain that an object is ours or somebody else's, whatever is lost on the way: what
+    holds `data` already counts as written. So `data` has to name its writer, and it may be tried again after
+    `Transient`.
     """
 
     url: str  # names the place in messages; holds no credential
@@ -50,3 +57,10 @@ class ObjectStore(Protocol):
     def list(self, folder: str) -> list[Listed]: ...  # under "a/b/" or "", sorted; includes every put that returned
     def holds(self, listed: Listed, data: Data) -> bool: ...  # its body is `data`, for certain
     def delete(self, key: str) -> None: ...  # absent is not an error
+
+
+def checked_key(key: str) -> str:
+    """`key`, which every store keeps under just this name. Raises: UserError."""
+    if any(_NO_NAME.fullmatch(name) for name in key.split("/")):
+        raise UserError(f"{key!r} is not an object's key", remedy="use names separated by single slashes")
+    return key

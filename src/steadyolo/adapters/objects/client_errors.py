@@ -48,7 +48,7 @@ def sorted_client_error(what: str, error: Exception) -> SteadyError:
             f"{what}: no permission, or the bucket is somebody else's",
             remedy="use credentials that manage the bucket, which the training role's do not",
         )
-    known = known_error(what, code_of(error)) or known_error(what, in_its_words(error))
+    known = known_error(what, code_of(error), in_its_words(error))
     if known is not None:
         return known
     wrong_names = (raised.InvalidRegionError, raised.ParamValidationError, raised.UnknownEndpointError, ValueError)

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import base64
-import functools
-from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from steadyolo.adapters.objects.errors import sorted_error
+from steadyolo.adapters.objects.errors import sorted_errors
 from steadyolo.adapters.objects.store import CloudStore
 from steadyolo.errors import UserError
 from steadyolo.spec.location import Location
@@ -17,23 +15,24 @@ from steadyolo.vault.folder_store import FolderStore
 from steadyolo.vault.objects import ObjectStore
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
-    import boto3
     from obstore.store import ObjectStore as Obstore
     from obstore.store import S3Credential
 
 _CREDENTIALS_TTL = timedelta(minutes=10)  # obstore asks again five minutes before the end, at 10 ms of a core each
-_TIMEOUTS = {"connect_timeout": "5s", "timeout": "120s"}
-_RETRY: Any = {"max_retries": 1, "retry_timeout": timedelta(seconds=20)}  # a lost connection; the rest is the queue's
+TIMEOUT_S = 120.0  # one request and its body
+_CONNECT_TIMEOUT_S = 5.0
+_RETRY_TIMEOUT_S = 20.0
 
 
-def open_store(location: Location) -> ObjectStore:
+def open_store(location: Location, *, timeout_s: float = TIMEOUT_S) -> ObjectStore:
     """The store at `location`, encrypted on the way where its options ask for it. Speaks to nobody yet.
 
+    A request that is not answered within `timeout_s` fails, with its body included.
     Raises: UserError for a key that cannot be read and for options that a provider lacks.
     """
-    store = _open_plain(location)
+    store = _open_plain(location, timeout_s)
     if not {"key", "key_command"} & location.options.keys():
         return store
     from steadyolo.adapters.objects.sealed_store import SealedStore, key_from_command, key_from_file
@@ -48,83 +47,58 @@ def open_stores(tiers: Mapping[str, Location]) -> dict[str, ObjectStore]:
     return {tier: open_store(location) for tier, location in tiers.items()}
 
 
-def _open_plain(location: Location) -> ObjectStore:
+def _open_plain(location: Location, timeout_s: float) -> ObjectStore:
+    if location.scheme == "file":
+        return FolderStore(Path(location.path))
     bare = str(Location(scheme=location.scheme, bucket=location.bucket, path=location.path))
-    match location.scheme:
-        case "file":
-            return FolderStore(Path(location.path))
-        case "s3":
-            sse = location.options.get("sse", "s3")
-            return CloudStore(bare, functools.partial(_connect_s3, location), tags_are_md5=sse == "s3")
-        case "gs":
-            return CloudStore(bare, functools.partial(_connect_google, location), tags_are_md5=False)
-        case _:
-            return CloudStore(bare, functools.partial(_connect_azure, location), tags_are_md5=False)
+    connect = {"s3": _connect_s3, "gs": _connect_google, "az": _connect_azure}[location.scheme]
+    common = {
+        "prefix": location.path or None,
+        "client_options": {
+            "connect_timeout": timedelta(seconds=min(_CONNECT_TIMEOUT_S, timeout_s)),
+            "timeout": timedelta(seconds=timeout_s),
+        },
+        # once more for a connection that the store had closed; whether anything else may wait is for the caller to say
+        "retry_config": {"max_retries": 1, "retry_timeout": timedelta(seconds=min(_RETRY_TIMEOUT_S, timeout_s))},
+    }
+
+    def connected() -> Obstore:
+        with sorted_errors("open", bare):
+            return connect(location, common)
+
+    return CloudStore(bare, connected)
 
 
-def _connect_s3(location: Location) -> Obstore:
+def _connect_s3(location: Location, common: dict[str, Any]) -> Obstore:
     from obstore.store import S3Store
 
     options = location.options
     config: dict[str, Any] = {"checksum_algorithm": "SHA256", **_encryption(options.get("sse"))}
-    client: dict[str, Any] = dict(_TIMEOUTS)
     provider = S3Credentials()
     provider()  # here a clear error can still say that there are none
     if endpoint := options.get("endpoint"):
         config["endpoint"] = endpoint
-        client["allow_http"] = endpoint.startswith("http://")
+        common = {
+            **common,
+            "client_options": {**common["client_options"], "allow_http": endpoint.startswith("http://")},
+        }
     if region := options.get("region") or provider.region:
         config["region"] = region
     elif endpoint:
         config["region"] = "us-east-1"
-    return _made(
-        lambda: S3Store(
-            location.bucket,
-            prefix=location.path or None,
-            config=config,  # type: ignore[arg-type]
-            client_options=client,  # type: ignore[arg-type]
-            retry_config=_RETRY,
-            credential_provider=provider,
-        ),
-        location,
-    )
+    return S3Store(location.bucket, config=config, credential_provider=provider, **common)  # type: ignore[arg-type]
 
 
-def _connect_google(location: Location) -> Obstore:
+def _connect_google(location: Location, common: dict[str, Any]) -> Obstore:
     from obstore.store import GCSStore
 
-    return _made(
-        lambda: GCSStore(
-            location.bucket,
-            prefix=location.path or None,
-            client_options=_TIMEOUTS,  # type: ignore[arg-type]
-            retry_config=_RETRY,
-        ),
-        location,
-    )
+    return GCSStore(location.bucket, **common)
 
 
-def _connect_azure(location: Location) -> Obstore:
+def _connect_azure(location: Location, common: dict[str, Any]) -> Obstore:
     from obstore.store import AzureStore
 
-    return _made(
-        lambda: AzureStore(
-            location.bucket,
-            prefix=location.path or None,
-            client_options=_TIMEOUTS,  # type: ignore[arg-type]
-            retry_config=_RETRY,
-        ),
-        location,
-    )
-
-
-def _made(make: Callable[[], Obstore], location: Location) -> Obstore:
-    from obstore.exceptions import BaseError
-
-    try:
-        return make()
-    except BaseError as error:
-        raise sorted_error(f"opening {location.scheme}://{location.bucket}", error) from None
+    return AzureStore(location.bucket, **common)
 
 
 def _encryption(sse: str | None) -> dict[str, str]:
@@ -151,41 +125,37 @@ class S3Credentials:
     """
 
     def __init__(self) -> None:
-        self.config: dict[str, Any] = {}  # obstore asks for it
-        self.region: str | None = self._session().region_name
+        self.config: dict[str, Any] = {}
+        self.region: str | None = _read_chain(lambda session: session.region_name)
 
     def __call__(self) -> S3Credential:
-        from botocore.exceptions import BotoCoreError
+        def look(session: Any) -> Any:
+            found = session.get_credentials()
+            return found.get_frozen_credentials() if found is not None else None
 
-        try:
-            found = self._session().get_credentials()
-            frozen = found.get_frozen_credentials() if found is not None else None
-        except BotoCoreError as error:
-            raise _unreadable(error) from None
-        if frozen is None or not frozen.access_key or not frozen.secret_key:
+        found = _read_chain(look)
+        if found is None or not found.access_key or not found.secret_key:
             raise UserError(
                 "no credentials for S3 were found",
                 remedy="give this machine a role, or set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
             )
         return {
-            "access_key_id": frozen.access_key,
-            "secret_access_key": frozen.secret_key,
-            "token": frozen.token,
+            "access_key_id": found.access_key,
+            "secret_access_key": found.secret_key,
+            "token": found.token,
             "expires_at": datetime.now(UTC) + _CREDENTIALS_TTL,
         }
 
-    @staticmethod
-    def _session() -> boto3.Session:
-        import boto3
-        from botocore.exceptions import BotoCoreError
 
-        try:
-            return boto3.Session()
-        except BotoCoreError as error:  # a profile that is not there
-            raise _unreadable(error) from None
+def _read_chain(look: Callable[[Any], Any]) -> Any:
+    """What `look` finds in a session of boto3 that is made now. Raises: UserError."""
+    import boto3
+    from botocore.exceptions import BotoCoreError
 
-
-def _unreadable(error: Exception) -> UserError:
-    return UserError(
-        f"the credentials cannot be read: {type(error).__name__}", remedy="check AWS_PROFILE and `aws configure list`"
-    )
+    try:
+        return look(boto3.Session())
+    except BotoCoreError as error:  # its text may hold a credential
+        raise UserError(
+            f"the credentials for S3 cannot be read: {type(error).__name__}",
+            remedy="check the profile (aws configure list), or log in anew",
+        ) from None

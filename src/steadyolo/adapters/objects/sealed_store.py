@@ -8,18 +8,19 @@ import hashlib
 import os
 import shlex
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from steadyolo.errors import DataLoss, UserError
-from steadyolo.vault.objects import Absent, Data, Listed, ObjectStore, Stored
+from steadyolo.vault.objects import Absent, Data, Listed, ObjectStore, Stored, Taken
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 KEY_BYTES = 32
 _MAGIC = b"STEADYO1"
-_ID_BYTES, _SALT_BYTES, _NONCE_BYTES = 8, 16, 12
+_ID_BYTES, _SALT_BYTES, _NONCE_BYTES, _TAG_BYTES = 8, 16, 12, 16
 _HEADER_BYTES = len(_MAGIC) + _ID_BYTES + _SALT_BYTES + _NONCE_BYTES
 _COMMAND_TIMEOUT_S = 60.0
 
@@ -44,7 +45,14 @@ class SealedStore:
         self._store.put(key, self._sealed(key, data))
 
     def put_if(self, key: str, data: Data, *, tag: str | None) -> str:
-        return self._store.put_if(key, self._sealed(key, data), tag=tag)
+        try:
+            return self._store.put_if(key, self._sealed(key, data), tag=tag)
+        except Taken:  # the same data is never sealed in the same way twice
+            with suppress(Absent, DataLoss):
+                found = self.get(key)
+                if found.data == data:
+                    return found.tag
+            raise
 
     def get(self, key: str) -> Stored:
         stored = self._store.get(key)
@@ -52,7 +60,7 @@ class SealedStore:
 
     def list(self, folder: str) -> list[Listed]:
         return [
-            Listed(key=found.key, num_bytes=max(0, found.num_bytes - _HEADER_BYTES - 16), tag=found.tag)
+            Listed(key=found.key, num_bytes=max(0, found.num_bytes - _HEADER_BYTES - _TAG_BYTES), tag=found.tag)
             for found in self._store.list(folder)
         ]
 
@@ -72,26 +80,33 @@ class SealedStore:
         return b"".join((_MAGIC, self._key_id, salt, nonce, self._cipher(salt).encrypt(nonce, data, name.encode())))
 
     def _opened(self, name: str, body: bytes) -> bytes:
-        from cryptography.exceptions import InvalidTag
-
-        if not body.startswith(_MAGIC):
-            raise UserError(
-                f"{name} in {self.url} is not encrypted, or not by steadyolo",
-                remedy="leave key= out of the URL, or check that this is the right place",
-            )
-        key_id, salt = body[len(_MAGIC) :][:_ID_BYTES], body[len(_MAGIC) + _ID_BYTES :][:_SALT_BYTES]
-        nonce = body[_HEADER_BYTES - _NONCE_BYTES : _HEADER_BYTES]
-        if key_id != self._key_id:
+        magic, key_id = body[: len(_MAGIC)], body[len(_MAGIC) :][:_ID_BYTES]
+        plain = self._decrypted(name, body)
+        if plain is not None and (magic, key_id) == (_MAGIC, self._key_id):
+            return plain
+        if plain is None and len(body) >= _HEADER_BYTES and magic == _MAGIC and key_id != self._key_id:
             raise UserError(
                 f"{name} in {self.url} is encrypted with key {key_id.hex()}, and the key given is {self._key_id.hex()}",
                 remedy="give the key that it was written with: key=FILE or key_command=… in the URL",
             )
+        if plain is None and not _MAGIC.startswith(magic):
+            raise UserError(
+                f"{name} in {self.url} is not encrypted, or not by steadyolo",
+                remedy="leave key= out of the URL, or check that this is the right place",
+            )
+        raise DataLoss(f"{name} in {self.url} was changed or moved after it was written", remedy="use another copy")
+
+    def _decrypted(self, name: str, body: bytes) -> bytes | None:
+        """What is in a body, if it was sealed with our key under this name, whatever its first bytes say."""
+        from cryptography.exceptions import InvalidTag
+
+        if len(body) < _HEADER_BYTES + _TAG_BYTES:
+            return None
+        salt, nonce = body[len(_MAGIC) + _ID_BYTES :][:_SALT_BYTES], body[_HEADER_BYTES - _NONCE_BYTES : _HEADER_BYTES]
         try:
             return self._cipher(salt).decrypt(nonce, body[_HEADER_BYTES:], name.encode())
         except InvalidTag:
-            raise DataLoss(
-                f"{name} in {self.url} was changed or moved after it was written", remedy="use another copy"
-            ) from None
+            return None
 
     def _cipher(self, salt: bytes) -> AESGCM:
         from cryptography.hazmat.primitives.ciphers.aead import AESGCM

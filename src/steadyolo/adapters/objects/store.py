@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import re
 import threading
+import uuid
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from steadyolo.adapters.objects.errors import sorted_errors
+from steadyolo.adapters.objects.errors import Verb, sorted_errors
 from steadyolo.errors import Transient, UserError
-from steadyolo.vault.objects import Absent, Data, Listed, Stored
+from steadyolo.vault.objects import Absent, Data, Listed, Stored, Taken, checked_key
 
 if TYPE_CHECKING:
     from obstore.store import ObjectStore as Obstore
@@ -23,40 +24,56 @@ _MD5 = re.compile(r"[0-9a-f]{32}")
 class CloudStore:
     """Objects under a prefix of a bucket.
 
-    `connect` makes obstore's store; it is called again after the credentials were refused, so that new ones are found.
-    `tags_are_md5` says that the tag of an object is the MD5 of its body: then a tag confirms a put, and otherwise the
-    object is read back. Retries are the caller's, who knows what may wait.
+    `connect` makes obstore's store; it is called again after the store refused something, so that new credentials are
+    found. A tag that is the MD5 of a body confirms it, as S3's and Google's mostly are; otherwise it is read back.
+    Retries are the caller's, who knows what may wait.
     """
 
-    def __init__(self, url: str, connect: Callable[[], Obstore], *, tags_are_md5: bool) -> None:
+    def __init__(self, url: str, connect: Callable[[], Obstore]) -> None:
         self.url = url
         self._connect = connect
-        self._tags_are_md5 = tags_are_md5
         self._lock = threading.Lock()
         self._connected: Obstore | None = None
 
     def put(self, key: str, data: Data) -> None:
         import obstore
 
+        checked_key(key)
         result = self._do("put", key, lambda store: obstore.put(store, key, data, use_multipart=False))
-        tag = _bare(_tag(result))
-        confirmed = tag == _md5(data) if self._is_md5(tag) else self.get(key).data == data
-        if not confirmed:
+        if not (_proves(_tag(result), data) or self._reads_as(key, data)):
             raise Transient(f"{self.url}: {key} is not what was sent", remedy="wait: it is sent again")
 
     def put_if(self, key: str, data: Data, *, tag: str | None) -> str:
         import obstore
 
+        checked_key(key)
         mode: Any = "create" if tag is None else _version(tag)
-        return _tag(self._do("put", key, lambda store: obstore.put(store, key, data, mode=mode, use_multipart=False)))
+
+        def write(store: Obstore) -> str:
+            return _tag(obstore.put(store, key, data, mode=mode, use_multipart=False))
+
+        try:
+            return self._do("put_if", key, write)
+        except Taken:
+            with suppress(Absent):
+                found = self.get(key)
+                if found.data == data:  # by an attempt whose answer was lost, here or in obstore
+                    return found.tag
+            raise
 
     def get(self, key: str) -> Stored:
         import obstore
 
         def read(store: Obstore) -> Stored:
             result = obstore.get(store, key)
-            return Stored(data=memoryview(result.bytes()).tobytes(), tag=_tag(result.meta))
+            if not (tag := _tag(result.meta)):
+                raise Transient(
+                    f"{self.url}: what answers is no object store",
+                    remedy="check the endpoint, and whether this network asks for a log-in",
+                )
+            return Stored(data=memoryview(result.bytes()).tobytes(), tag=tag)
 
+        checked_key(key)
         return self._do("get", key, read)
 
     def list(self, folder: str) -> list[Listed]:
@@ -69,31 +86,32 @@ class CloudStore:
                 for meta in batch
             ]
 
-        found = [listed for listed in self._do("list", folder, read) if listed.key.startswith(folder)]
-        return sorted(found, key=lambda listed: listed.key)
+        found = sorted(self._do("list", folder, read), key=lambda listed: listed.key)
+        if not found:  # obstore finds nothing in any text; what answers an unknown key with one is no store
+            with suppress(Absent):
+                self.get(f"{uuid.uuid4()}")
+        return found
 
     def holds(self, listed: Listed, data: Data) -> bool:
         if listed.num_bytes != len(data):
             return False
-        if self._is_md5(_bare(listed.tag)):
-            return _bare(listed.tag) == _md5(data)
-        with suppress(Absent):
-            return self.get(listed.key).data == data
-        return False
+        return _proves(listed.tag, data) or self._reads_as(listed.key, data)
 
     def delete(self, key: str) -> None:
         import obstore
 
+        checked_key(key)
         with suppress(Absent):
             self._do("delete", key, lambda store: obstore.delete(store, key))
 
-    def _is_md5(self, tag: str) -> bool:
-        return self._tags_are_md5 and _MD5.fullmatch(tag) is not None
+    def _reads_as(self, key: str, data: Data) -> bool:
+        with suppress(Absent):
+            return self.get(key).data == data
+        return False
 
-    def _do(self, verb: str, key: str, work: Callable[[Obstore], _Result]) -> _Result:
-        what = f"{verb} {key or '(all)'} in {self.url}"
+    def _do(self, verb: Verb, key: str, work: Callable[[Obstore], _Result]) -> _Result:
         try:
-            with sorted_errors(what):
+            with sorted_errors(verb, f"{key or '(all)'} in {self.url}"):
                 return work(self._store())
         except UserError:
             self._connected = None
@@ -107,8 +125,13 @@ class CloudStore:
 
 
 def _tag(said: Mapping[str, Any]) -> str:
-    """One text for what tells two states of an object apart: S3 goes by the ETag, Google by the version."""
-    return f"{said['e_tag'] or ''} {said.get('version') or ''}".strip()
+    """One text for what tells two states of an object apart: S3 goes by the ETag, Google by the version.
+
+    Azure lists ETags without the quotes that it answers with, and that a condition needs.
+    """
+    e_tag = said["e_tag"] or ""
+    quoted = e_tag if not e_tag or e_tag.endswith('"') else f'"{e_tag}"'
+    return f"{quoted} {said.get('version') or ''}".strip()
 
 
 def _version(tag: str) -> dict[str, str]:
@@ -116,9 +139,7 @@ def _version(tag: str) -> dict[str, str]:
     return {"e_tag": e_tag, **({"version": version} if version else {})}
 
 
-def _bare(tag: str) -> str:
-    return tag.partition(" ")[0].strip('"')
-
-
-def _md5(data: Data) -> str:
-    return hashlib.md5(data, usedforsecurity=False).hexdigest()
+def _proves(tag: str, data: Data) -> bool:
+    """Whether a tag shows that a body is `data`. Many that do not are of the same form."""
+    bare = tag.partition(" ")[0].strip('"')
+    return _MD5.fullmatch(bare) is not None and bare == hashlib.md5(data, usedforsecurity=False).hexdigest()
