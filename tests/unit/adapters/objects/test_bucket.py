@@ -234,7 +234,11 @@ def refusal(code: str, status: int, message: str = "") -> ClientError:
         (refusal("InvalidAccessKeyId", 403), UserError, "does not know the credentials"),
         (refusal("SignatureDoesNotMatch", 403), UserError, "secret of the credentials is wrong"),
         (refusal("PermanentRedirect", 301), UserError, "another region"),
-        (refusal("AuthorizationHeaderMalformed", 400, "expecting 'eu-west-1'"), UserError, "another region"),
+        (
+            refusal("AuthorizationHeaderMalformed", 400, "the region 'x-1' is wrong; expecting 'y-1'"),
+            UserError,
+            "another region",
+        ),
         (refusal("IllegalLocationConstraintException", 400), UserError, "another region"),
         (refusal("InvalidArgument", 400, "The KMS key is disabled"), UserError, "encryption key"),
         (refusal("InvalidRequest", 400, "Destination bucket must have versioning"), UserError, "must have versioning"),
