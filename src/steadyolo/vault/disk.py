@@ -57,7 +57,11 @@ class LocalDisk:
 
     def make_folder(self, path: Path) -> None:
         if not path.is_dir():
-            self._system.mkdir(path)
+            try:
+                self._system.mkdir(path)
+            except FileExistsError:
+                if not path.is_dir():  # somebody else has just made it
+                    raise
 
     def remove(self, path: Path) -> None:
         if path.is_dir() and not path.is_symlink():

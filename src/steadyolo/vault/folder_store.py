@@ -7,15 +7,18 @@ import fcntl
 import os
 import secrets
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
+from typing import TypeVar
 
 from steadyolo.errors import Transient, UserError
 from steadyolo.vault.disk import LOCAL_DISK, Disk, ensure_folder
 from steadyolo.vault.objects import Absent, Data, Listed, Stored, Taken, checked_key
 
+_Result = TypeVar("_Result")
 _OURS = ".steadyolo-"  # names that begin so are no objects
+_NUM_TRIES = 10  # to create something in a folder that somebody else removes
 _STALE_S = 3600.0  # a file that is still being written is younger
 _REMEDIES = {
     **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "give this user the right to read and write there"),
@@ -105,10 +108,9 @@ class FolderStore:
 
     def _write(self, path: Path, data: Data) -> str:
         """Make `path` hold `data`, or leave it as it is. Returns its tag."""
-        self._ensure(path.parent)
         temporary = path.with_name(f"{_OURS}{uuid.uuid4().hex}.partial")
         try:
-            self._disk.write(temporary, [data])
+            self._in_folder(path, lambda: self._disk.write(temporary, [data]))
             if temporary.read_bytes() != data:
                 raise Transient(f"{temporary} does not hold what was written to it", remedy="look at that disk")
             tag = _with_a_tag_of_its_own(temporary)
@@ -136,16 +138,23 @@ class FolderStore:
                 return
             folder = folder.parent
 
-    def _ensure(self, folder: Path) -> None:
-        if not folder.is_dir():
-            ensure_folder(folder, disk=self._disk)
+    def _in_folder(self, path: Path, create: Callable[[], _Result]) -> _Result:
+        """Create something beside `path`, in a folder that others may remove for as long as it is empty."""
+        for tries_left in reversed(range(_NUM_TRIES)):
+            try:
+                if not path.parent.is_dir():
+                    ensure_folder(path.parent, disk=self._disk)
+                return create()
+            except (FileNotFoundError, FileExistsError):
+                if not tries_left:
+                    raise
+        raise AssertionError("unreachable")
 
     @contextmanager
     def _locked(self, path: Path) -> Iterator[None]:
         """Hold the lock of `path`, which whoever deletes the object removes."""
-        self._ensure(path.parent)
         while True:
-            fd = os.open(_lock_of(path), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            fd = self._in_folder(path, lambda: os.open(_lock_of(path), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666))
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX)
                 if _is_still(fd, _lock_of(path)):

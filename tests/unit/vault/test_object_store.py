@@ -203,7 +203,8 @@ def test_one_of_many_conditional_puts_wins(store: ObjectStore, is_update: bool) 
         except Taken:
             return None
 
-    for turn in range(3):
+    is_quick = not store.url.startswith("s3:")  # SeaweedFS lets those who lost wait for seconds
+    for turn in range(10 if is_quick else 1):
         bodies = [f"writer {number} of turn {turn}".encode() for number in range(8)]
         with ThreadPoolExecutor(8) as pool:
             tags = list(pool.map(put, bodies))
