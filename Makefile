@@ -14,6 +14,7 @@ KILLS ?= 200
 SEED ?= 0
 MINUTES ?= 120
 ARGS ?=
+WORKERS ?= 2
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test check campaign bench clean
@@ -25,13 +26,14 @@ help:  ## print this list
 	@echo '  PYTHON=python3.12         the interpreter that .venv is made from (3.11 or newer)'
 	@echo '  TORCH="torch torchvision" what is installed as torch: any arguments of pip install'
 	@echo '  ARGS="-x -k kill"         more arguments for demo and test'
+	@echo '  WORKERS=2                 processes that test at once; 0 tests in one, and can be debugged'
 	@echo '  KILLS= SEED= MINUTES=     how many kills, from which seed, and for how long (campaign)'
 
 demo: $(VENV)/installed  ## install, then train, kill, resume and detect on a built-in data set
 	$(BIN)/steadyolo demo $(ARGS)
 
 test: $(VENV)/installed-dev  ## install, then run the whole test suite (under 25 minutes on 2 cores)
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
 
 check: $(VENV)/installed-dev  ## format, lint, types, layers, style and unit tests (under 90 seconds)
 	$(BIN)/ruff format --check .
