@@ -226,10 +226,10 @@ class _Exchange:
 
     async def _write(self, answer: Head, body: bytes, stop_at: int | None = None) -> None:
         """Write an answer with its size, and the part of its body before `stop_at`. This is a fault happening."""
+        self._happened()  # before the client can tell
         head = answer.without("Transfer-Encoding").with_field("Content-Length", str(len(body)))
         self._writer.write(bytes(head) + (b"" if self.request.method == "HEAD" else body[:stop_at]))
         await self._writer.drain()
-        self._happened()
 
     async def _hang(self) -> bool:
         """Leave the client without an answer until it goes away."""

@@ -59,7 +59,7 @@ _KNOWN = (  # the first that fits decides
         r"PermanentRedirect|TemporaryRedirect|IllegalLocationConstraint\w*",
         "the bucket is in another region",
         "add region=… of the bucket to the URL",
-        words=r"incorrectly configured region|status code: 30\d|region '?[\w-]+'? is wrong",
+        words=r"incorrectly configured region|status code: 30\d|region '?[\w-]+'? is wrong|expecting '[\w-]+'",
     ),
     _UNKNOWN_CREDENTIALS,
     _Known(
@@ -135,6 +135,8 @@ def sorted_error(verb: Verb, what: str, error: Exception) -> SteadyError:
         return Absent(f"{doing}: it is not there", remedy="check the name")
     if isinstance(error, raised.AlreadyExistsError | raised.PreconditionError) and verb == "put_if":
         return Taken(f"{doing}: somebody else wrote it first", remedy="read it again")
+    if "object with invalid path" in said.told:
+        return UserError(f"{doing}: {said.in_short()}", remedy="rename that object, or move it elsewhere")
     if isinstance(error, _WRONG_URL) or said.is_final or verb == "open":
         return UserError(f"{doing}: {said.in_short()}", remedy="correct the store's URL or the settings of its bucket")
     return Transient(
@@ -174,12 +176,15 @@ class _Said:
         told = told[way.end() :] if way else told  # what was before has names of buckets and objects
         status, code, text = _STATUS.search(told), _CODE.search(told), _TEXT.search(told)
         broken = _BREAK.search(details)
-        own_code = _NO_CREDENTIALS if asked in _METADATA_HOSTS else ""
+        name = (code[1] or code[2]) if code else ""
+        number = status[1] if status else name if name.isdigit() else ""  # Azure's deletions have no other code
+        if asked in _METADATA_HOSTS:
+            name = _NO_CREDENTIALS
         return cls(
             told=told,
-            status=status[1] if status else "",
+            status=number,
             reason=status[2].strip() if status else "",
-            code=own_code or ((code[1] or code[2]) if code else ""),
+            code="" if name == number else name,
             text=" ".join(text[1].split()) if text else "",
             broken=_BREAKS[broken[1]] if broken else "",
         )

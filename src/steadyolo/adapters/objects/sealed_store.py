@@ -13,15 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from steadyolo.errors import DataLoss, UserError
-from steadyolo.vault.objects import Absent, Data, Listed, ObjectStore, Stored, Taken
+from steadyolo.vault.objects import SEALED, Absent, Data, Listed, ObjectStore, Stored, Taken
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 KEY_BYTES = 32
-_MAGIC = b"STEADYO1"
 _ID_BYTES, _SALT_BYTES, _NONCE_BYTES, _TAG_BYTES = 8, 16, 12, 16
-_HEADER_BYTES = len(_MAGIC) + _ID_BYTES + _SALT_BYTES + _NONCE_BYTES
+_HEADER_BYTES = len(SEALED) + _ID_BYTES + _SALT_BYTES + _NONCE_BYTES
 _COMMAND_TIMEOUT_S = 60.0
 
 
@@ -77,19 +76,19 @@ class SealedStore:
 
     def _sealed(self, name: str, data: Data) -> bytes:
         salt, nonce = os.urandom(_SALT_BYTES), os.urandom(_NONCE_BYTES)
-        return b"".join((_MAGIC, self._key_id, salt, nonce, self._cipher(salt).encrypt(nonce, data, name.encode())))
+        return b"".join((SEALED, self._key_id, salt, nonce, self._cipher(salt).encrypt(nonce, data, name.encode())))
 
     def _opened(self, name: str, body: bytes) -> bytes:
-        magic, key_id = body[: len(_MAGIC)], body[len(_MAGIC) :][:_ID_BYTES]
+        magic, key_id = body[: len(SEALED)], body[len(SEALED) :][:_ID_BYTES]
         plain = self._decrypted(name, body)
-        if plain is not None and (magic, key_id) == (_MAGIC, self._key_id):
+        if plain is not None and (magic, key_id) == (SEALED, self._key_id):
             return plain
-        if plain is None and len(body) >= _HEADER_BYTES and magic == _MAGIC and key_id != self._key_id:
+        if plain is None and len(body) >= _HEADER_BYTES and magic == SEALED and key_id != self._key_id:
             raise UserError(
                 f"{name} in {self.url} is encrypted with key {key_id.hex()}, and the key given is {self._key_id.hex()}",
                 remedy="give the key that it was written with: key=FILE or key_command=… in the URL",
             )
-        if plain is None and not _MAGIC.startswith(magic):
+        if plain is None and not SEALED.startswith(magic):
             raise UserError(
                 f"{name} in {self.url} is not encrypted, or not by steadyolo",
                 remedy="leave key= out of the URL, or check that this is the right place",
@@ -102,7 +101,7 @@ class SealedStore:
 
         if len(body) < _HEADER_BYTES + _TAG_BYTES:
             return None
-        salt, nonce = body[len(_MAGIC) + _ID_BYTES :][:_SALT_BYTES], body[_HEADER_BYTES - _NONCE_BYTES : _HEADER_BYTES]
+        salt, nonce = body[len(SEALED) + _ID_BYTES :][:_SALT_BYTES], body[_HEADER_BYTES - _NONCE_BYTES : _HEADER_BYTES]
         try:
             return self._cipher(salt).decrypt(nonce, body[_HEADER_BYTES:], name.encode())
         except InvalidTag:
@@ -114,11 +113,6 @@ class SealedStore:
         from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
         return AESGCM(HKDF(SHA256(), KEY_BYTES, salt, b"steadyolo object").derive(self._key))
-
-
-def is_sealed(body: bytes) -> bool:
-    """Whether a body was written by a `SealedStore`."""
-    return body.startswith(_MAGIC)
 
 
 def key_from_file(path: Path) -> bytes:

@@ -86,7 +86,7 @@ class CloudStore:
                 for meta in batch
             ]
 
-        found = sorted(self._do("list", folder, read), key=lambda listed: listed.key)
+        found = _objects(self._do("list", folder, read))
         if not found:  # obstore finds nothing in any text; what answers an unknown key with one is no store
             with suppress(Absent):
                 self.get(f"{uuid.uuid4()}")
@@ -122,6 +122,17 @@ class CloudStore:
             if self._connected is None:
                 self._connected = self._connect()
             return self._connected
+
+
+def _objects(found: list[Listed]) -> list[Listed]:
+    """What was listed, sorted, without the empty objects that consoles make where they show a folder."""
+    folders = {""}
+    for listed in found:
+        folder = listed.key.rpartition("/")[0]
+        while folder not in folders:
+            folders.add(folder)
+            folder = folder.rpartition("/")[0]
+    return sorted((it for it in found if it.num_bytes or it.key not in folders), key=lambda listed: listed.key)
 
 
 def _tag(said: Mapping[str, Any]) -> str:
