@@ -23,17 +23,14 @@ from __future__ import annotations
 
 import itertools
 import math
-import shutil
 import statistics
 import time
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import side_by_side as bench
-import yaml
 
 SIDES = ("ours", "theirs")
 SAVE_EVERY_S = 30.0
@@ -198,7 +195,7 @@ def _compare_throughput(args: Any, data: Path, out: Path) -> bench.Json:
             for saving, values in by.items():
                 speeds[saving] += values
         lost_by_batches += _lost_after_saves(answer, args.block_s)
-        bench.say(f"{name}: {_interval(lost)['mean']:+.2%} of throughput lost so far")
+        bench.say(f"{name}: {bench.interval(lost)['mean']:+.2%} of throughput lost so far")
     return {
         "model": args.models[0],
         "imgsz": args.imgsz,
@@ -207,8 +204,8 @@ def _compare_throughput(args: Any, data: Path, out: Path) -> bench.Json:
         "saving_images_per_s": bench.spread(speeds[True]),
         "not_saving_images_per_s": bench.spread(speeds[False]),
         "ratio": bench.round_off(1 - statistics.fmean(lost)),
-        "lost_share": _interval(lost),
-        "lost_share_by_batches": _interval(lost_by_batches),
+        "lost_share": bench.interval(lost),
+        "lost_share_by_batches": bench.interval(lost_by_batches),
     }
 
 
@@ -235,43 +232,6 @@ def _lost_after_saves(answer: bench.Json, interval_s: float) -> list[float]:
     ]
 
 
-def _interval(values: Sequence[float]) -> bench.Json:
-    """Mean, and its 95 % interval by Student's t."""
-    mean = statistics.fmean(values)
-    if len(values) < 2:
-        return {"mean": bench.round_off(mean), "low": None, "high": None, "count": len(values)}
-    half = _t95(len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
-    low, high = bench.round_off(mean - half), bench.round_off(mean + half)
-    return {"mean": bench.round_off(mean), "low": low, "high": high, "count": len(values)}
-
-
-def _t95(freedom: int) -> float:
-    """Student's t for a two-sided 95 % interval. Source: Cornish-Fisher expansion; within 1 % from 3 on."""
-    z = 1.959964
-    return (
-        z
-        + (z**3 + z) / (4 * freedom)
-        + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
-        + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * freedom**3)
-    )
-
-
-def _listed_often(data: Path, folder: Path, num_images: int) -> Path:
-    """A data set that lists the training images of `data` until there are `num_images`."""
-    described = yaml.safe_load(data.read_text(encoding="utf-8"))
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    (folder / "images").symlink_to(data.parent / "images")
-    shutil.copytree(data.parent / "labels", folder / "labels", ignore=shutil.ignore_patterns("*.cache"))
-    kinds = {".jpg", ".jpeg", ".png"}
-    images = sorted(path for path in (folder / described["train"]).iterdir() if path.suffix in kinds)
-    lines = [str(images[i % len(images)]) for i in range(num_images)]
-    (folder / "train.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    described.update(path=str(folder), train="train.txt")
-    (folder / "data.yaml").write_text(yaml.safe_dump(described, sort_keys=False), encoding="utf-8")
-    return folder / "data.yaml"
-
-
 # -- both ----------------------------------------------------------------------------------------------------------
 
 
@@ -296,7 +256,7 @@ def main() -> None:
     throughput: bench.Json = {}
     if args.part != "a":
         fastest = 30 * bench.num_cores() if args.device == "cpu" else 3000  # images a second, surely
-        many = _listed_often(data, out / "listed-often", int(fastest * 60 * (args.minutes + 2)))
+        many = bench.listed_often(data, out / "listed-often", int(fastest * 60 * (args.minutes + 2)))
         throughput = _compare_throughput(args, many, out)
     worst: bench.Json = max(stalls, key=lambda case: float(case["ratio"]), default={})
     bench.finish(

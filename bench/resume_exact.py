@@ -235,7 +235,7 @@ def digests(run: Path) -> dict[str, str]:
         found[file.stem] = _tensors_digest(file)
     found["results.csv"] = _digest(json.dumps(rows(run)).encode())
     for name in ("last.pt", "best.pt"):
-        found[name] = _weights_digest(run / "weights" / name)
+        found[name] = weights_digest(run / "weights" / name)
     return found
 
 
@@ -272,7 +272,7 @@ def _tensors_digest(file: Path) -> str:
     return digest.hexdigest()
 
 
-def _weights_digest(file: Path) -> str:
+def weights_digest(file: Path) -> str:
     """Of the tensors' bytes in a `.pt` file; its pickle, which also holds a date, is not read."""
     if not file.is_file():
         return "not there"
@@ -537,7 +537,7 @@ def main() -> None:
             for job in jobs:
                 job.result()
         except BaseException:
-            _abandon()
+            abandon()
             raise
     other = theirs(args.theirs, args, out) if args.theirs else {"runs": 0, "exact": 0}
     ours = campaign.num_exact / campaign.num_runs if campaign.num_runs else None
@@ -566,7 +566,7 @@ def main() -> None:
     sys.exit(1 if campaign.failures or not campaign.num_hit else 0)
 
 
-def _abandon() -> None:
+def abandon() -> None:
     """Start nothing more, and end what is running: it would not hear of an interrupt by itself."""
     _abandoned.set()
     for process in _started:

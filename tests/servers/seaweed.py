@@ -84,6 +84,12 @@ class SeaweedServer:
         return f"http://127.0.0.1:{self.port}"
 
     @property
+    def pid(self) -> int:
+        """Its process, while it runs."""
+        assert self._process is not None, "it does not run"
+        return self._process.pid
+
+    @property
     def is_running(self) -> bool:
         return self._process is not None and self._process.poll() is None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 from collections.abc import Callable, Iterator
@@ -222,7 +223,10 @@ class RemoteRun:
         return b"".join(self._read_part(copy, part) for part in self.manifest(copy).parts if part.file == name)
 
     def _fetch_part(self, copy: Copy, part: Part, fd: int) -> int:
-        if hashlib.sha256(os.pread(fd, part.num_bytes, part.start)).hexdigest() != part.sha256:
+        is_there = _holds_data(fd, part.start, part.num_bytes) and (
+            hashlib.sha256(os.pread(fd, part.num_bytes, part.start)).hexdigest() == part.sha256
+        )
+        if not is_there:
             _write_whole(fd, memoryview(self._read_part(copy, part)), part.start)
         return part.num_bytes
 
@@ -291,6 +295,14 @@ def _opened(path: Path, num_bytes: int) -> int:
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     os.ftruncate(fd, num_bytes)
     return fd
+
+
+def _holds_data(fd: int, start: int, num_bytes: int) -> bool:
+    """Whether that stretch of a file may hold something. False for a hole, which would take long to read."""
+    try:
+        return os.lseek(fd, start, os.SEEK_DATA) < start + num_bytes
+    except OSError as error:
+        return error.errno != errno.ENXIO  # nothing but a hole from there on
 
 
 def _write_whole(fd: int, data: memoryview, start: int) -> None:
