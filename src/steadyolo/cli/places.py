@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+from rich.console import Console
+from rich.progress import DownloadColumn, TextColumn, TransferSpeedColumn
+from rich.progress import Progress as RichProgress
 
 from steadyolo.errors import SteadyError, UserError
 from steadyolo.events import CopyDropped, CopyFailed, Event, TakenOver
@@ -13,9 +19,9 @@ from steadyolo.spec.location import Location, parse_location
 from steadyolo.spec.run_spec import RunSpec
 from steadyolo.vault.checkpoints import Checkpoints
 from steadyolo.vault.lock import RunLock
-from steadyolo.vault.newest import Patience
+from steadyolo.vault.newest import Patience, Progress
 from steadyolo.vault.objects import ObjectStore
-from steadyolo.vault.remote_run import OURS, RemoteRun, runs_in
+from steadyolo.vault.remote_run import OURS, Pace, RemoteRun, runs_in
 from steadyolo.vault.restore import find_run
 from steadyolo.vault.session import new_writer_id, open_session
 from steadyolo.vault.tiers import Tiers
@@ -106,6 +112,19 @@ def pushed(folder: Path, *, timeout_s: float) -> list[str]:
 def _told(event: Event) -> None:
     if isinstance(event, CopyFailed | CopyDropped | TakenOver):
         warn(f"warning: {event}")
+
+
+@contextmanager
+def shown_arrival() -> Iterator[Progress]:
+    """Show on standard error what arrives, and how fast."""
+    columns = (TextColumn("{task.description}"), DownloadColumn(binary_units=True), TransferSpeedColumn())
+    with RichProgress(*columns, console=Console(stderr=True), transient=True) as shown:
+
+        def progress(tier: str, name: str) -> Pace:
+            task = shown.add_task(f"{name} from the {tier}", total=None)
+            return lambda num_bytes: shown.update(task, advance=num_bytes)
+
+        yield progress
 
 
 def patient() -> Patience:

@@ -54,13 +54,14 @@ def fetch_run(url: str, *, project: object) -> Path:
 
     Raises: DataLoss when no copy can be used, UserError where something has to be changed first.
     """
-    from steadyolo.cli.places import all_copies, patient, warn
+    from steadyolo.cli.places import all_copies, patient, shown_arrival, warn
     from steadyolo.vault.restore import restore_run
 
     runs = all_copies(url)
     folder = Path(str(project or "runs/restored")) / parse_location(url).name
     warn(f"restoring {url} into {folder}")
-    restored = restore_run(runs, folder, patience=patient())
+    with shown_arrival() as progress:
+        restored = restore_run(runs, folder, patience=patient(), progress=progress)
     for rejected in restored.found.rejected:
         warn(f"warning: {rejected.name} in the {rejected.tier} is not used: {rejected.why}")
     for problem in restored.problems:

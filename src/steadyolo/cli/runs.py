@@ -24,6 +24,7 @@ from rich.text import Text
 from steadyolo.cli.units import age_text, size_text
 from steadyolo.errors import DataLoss, UserError
 from steadyolo.events import (
+    CopyVerified,
     EpochClosed,
     Event,
     Resumed,
@@ -38,7 +39,14 @@ from steadyolo.vault.checkpoints import STATE, Checkpoints
 
 NUM_EVENTS_SHOWN = 10
 NUM_RESULTS_SHOWN = 3
-STATE_STYLES = {"running": "cyan", "finished": "green", "interrupted": "yellow", "failed": "red", "killed": "red"}
+STATE_STYLES = {
+    "taken_over": "yellow",
+    "running": "cyan",
+    "finished": "green",
+    "interrupted": "yellow",
+    "failed": "red",
+    "killed": "red",
+}
 
 runs_app = typer.Typer(help="List runs and show what they hold.", no_args_is_help=True)
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
@@ -104,7 +112,7 @@ def show_run(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Overview:
-    """One run in one line. `state` is running, finished, interrupted, failed or killed."""
+    """One run in one line. `state` is running, finished, interrupted, failed, killed or taken_over."""
 
     name: str
     path: str
@@ -122,7 +130,10 @@ class Overview:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:
-    """One committed checkpoint. `epoch` and `batch` name the next batch, from 0; `verified` None: not looked at."""
+    """One committed checkpoint. `epoch` and `batch` name the next batch, from 0; `verified` None: not looked at.
+
+    `tiers` are the places beyond the run folder that confirmed a copy of it.
+    """
 
     name: str
     step: int | None
@@ -132,6 +143,7 @@ class Checkpoint:
     size_bytes: int
     verified: bool | None
     why: str | None = None  # it is not good
+    tiers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -180,7 +192,8 @@ class History:
             case RunFinished.kind:
                 self.num_epochs_closed = event["epochs"]
             case RunStopped.kind if self.ended == "killed":  # one that was refused before it started changes nothing
-                self.ended = event["reason"] if event["reason"] in ("interrupted", "failed") else "finished"
+                known = ("interrupted", "failed", "taken_over")
+                self.ended = event["reason"] if event["reason"] in known else "finished"
 
 
 def is_run(folder: Path) -> bool:
@@ -240,6 +253,9 @@ def overview(run: Path, *, name: str) -> Overview:
 def describe_checkpoints(run: Path, *, verify: bool) -> Iterator[Checkpoint]:
     """The committed checkpoints, oldest first. With `verify` each is read and compared with its digests."""
     checkpoints = _checkpoints(run)
+    copied: dict[str, set[str]] = {}
+    for event in read_events(run / "steadyolo" / "events.jsonl", {CopyVerified.kind}):
+        copied.setdefault(str(event.get("name")), set()).add(str(event.get("tier")))
     for name in checkpoints.committed():
         verified, why = None, None
         if verify:
@@ -258,6 +274,7 @@ def describe_checkpoints(run: Path, *, verify: bool) -> Iterator[Checkpoint]:
             size_bytes=size_on_disk(checkpoints.root / name),
             verified=verified,
             why=why,
+            tiers=tuple(sorted(copied.get(name, ()))),
         )
 
 
@@ -380,7 +397,7 @@ def _print_details(console: Console, details: Details) -> None:
 
 def _checkpoint_table(checkpoints: Iterable[Checkpoint], epochs_asked: int | None) -> Table:
     table = Table(box=None, pad_edge=False, header_style="dim")
-    for column in ("name", "step", "next batch", "age", "size", "verified"):
+    for column in ("name", "step", "next batch", "age", "size", "copies in", "verified"):
         table.add_column(column, overflow="fold")
     for one in checkpoints:
         verified = {None: Text("not looked at"), True: Text("good", style="green")}.get(one.verified)
@@ -390,6 +407,7 @@ def _checkpoint_table(checkpoints: Iterable[Checkpoint], epochs_asked: int | Non
             _next_batch(one, epochs_asked),
             age_text(one.age_s),
             size_text(one.size_bytes),
+            ", ".join(one.tiers) or "none",
             verified or Text(f"BAD: {one.why}", style="bold red"),
         )
     return table

@@ -15,7 +15,7 @@ from rich.table import Table
 
 from steadyolo.cli import store_provision
 from steadyolo.cli.doctor import table as findings_table
-from steadyolo.cli.places import all_copies, named_runs, patient, pushed
+from steadyolo.cli.places import all_copies, named_runs, patient, pushed, shown_arrival
 from steadyolo.cli.units import age_text, size_text
 from steadyolo.errors import DataLoss, Transient
 from steadyolo.spec.location import parse_location
@@ -144,8 +144,8 @@ def restore(
     console = Console(stderr=True)
     runs = all_copies(url)
     folder = into / next(reversed(list(runs.values()))).name
-    with console.status(f"restoring {url}"):
-        restored = restore_run(runs, folder, patience=patient())
+    with shown_arrival() as progress:
+        restored = restore_run(runs, folder, patience=patient(), progress=progress)
     seconds = time.monotonic() - started
     for rejected in restored.found.rejected:
         console.print(f"warning: {rejected.name} in the {rejected.tier} is not used: {rejected.why}")
@@ -176,12 +176,11 @@ def drill(url: Url, as_json: Json = False) -> None:
     from steadyolo.vault.checkpoints import Checkpoints
     from steadyolo.vault.restore import restore_run
 
-    console = Console(stderr=True)
     started = time.monotonic()
     runs = all_copies(url)
-    with tempfile.TemporaryDirectory(prefix="steadyolo-drill-") as temporary, console.status(f"restoring {url}"):
+    with tempfile.TemporaryDirectory(prefix="steadyolo-drill-") as temporary, shown_arrival() as progress:
         folder = Path(temporary) / "run"
-        restored = restore_run(runs, folder, patience=patient())
+        restored = restore_run(runs, folder, patience=patient(), progress=progress)
         if restored.found.snapshot is None:
             reasons = "".join(f"\n    {found.tier}: {found.name}: {found.why}" for found in restored.found.rejected)
             raise DataLoss(

@@ -15,6 +15,7 @@ from steadyolo.vault.copy import Copy
 from steadyolo.vault.remote_run import Pace, RemoteRun
 
 _Result = TypeVar("_Result")
+Progress = Callable[[str, str], Pace]  # of a tier and a checkpoint: what hears of the bytes of each part that arrives
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,12 +69,12 @@ def newest_of_all(
     *,
     token_of: Callable[[str], int],
     patience: Patience,
-    progress: Callable[[str, str], Pace] = lambda _tier, _name: lambda _: None,
+    progress: Progress = lambda _tier, _name: lambda _: None,
 ) -> FoundCopy:
     """The newest checkpoint that verifies among `checkpoints` and `runs` (fastest first), brought into `checkpoints`.
 
     `token_of` says which session committed a checkpoint of the run folder. A tier that cannot be listed is an error:
-    leave it out of `runs` to go on without it. `progress(tier, name)` gives what hears of the bytes as they come.
+    leave it out of `runs` to go on without it.
     Raises: `Transient` when a store that is asked does not answer for too long.
     """
     places: dict[Copy, list[str]] = {Copy(token_of(name), name): [RUN_FOLDER] for name in checkpoints.names()}

@@ -12,7 +12,7 @@ from steadyolo.vault.checkpoints import Checkpoints
 from steadyolo.vault.disk import ensure_folder
 from steadyolo.vault.files import replace_file
 from steadyolo.vault.mirror import restore_mirror
-from steadyolo.vault.newest import FoundCopy, Patience, bring, newest_of_all
+from steadyolo.vault.newest import FoundCopy, Patience, Progress, bring, newest_of_all
 from steadyolo.vault.objects import ObjectStore
 from steadyolo.vault.remote_run import RemoteRun, runs_in
 from steadyolo.vault.session import TierRecord
@@ -40,7 +40,13 @@ def find_run(store: ObjectStore, name: str, *, patience: Patience) -> RemoteRun:
     return run
 
 
-def restore_run(runs: Mapping[str, RemoteRun], folder: Path, *, patience: Patience) -> Restored:
+def restore_run(
+    runs: Mapping[str, RemoteRun],
+    folder: Path,
+    *,
+    patience: Patience,
+    progress: Progress = lambda _tier, _name: lambda _: None,
+) -> Restored:
     """Restore into `folder` the run that `runs` (by tier, fastest first) are copies of: its files, then the newest
     checkpoint that verifies in any of them, and the best one.
 
@@ -58,7 +64,11 @@ def restore_run(runs: Mapping[str, RemoteRun], folder: Path, *, patience: Patien
             break
     checkpoints = Checkpoints(own / "checkpoints", writer_id="restore")
     found = newest_of_all(
-        checkpoints, runs, token_of=lambda name: token_of(checkpoints, record, name), patience=patience
+        checkpoints,
+        runs,
+        token_of=lambda name: token_of(checkpoints, record, name),
+        patience=patience,
+        progress=progress,
     )
     replace(record, tokens={**record.tokens, **found.tokens}).write(own)
     if found.snapshot is not None and not (own / "spec.json").is_file():

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -422,6 +423,7 @@ class SteadyTrainer(BaseTrainer):  # type: ignore[misc]  # upstream is untyped
             checkpoints=checkpoints,
             best=best_name,
             emit=heard,
+            chance=random.SystemRandom().random,  # the module's own generator belongs to training
         )
 
     def _train_kept(
