@@ -52,7 +52,7 @@ bench: $(VENV)/installed-dev  ## every script in bench/, one after the other; al
 	done; [ -z "$$failed" ] || { echo "failed:$$failed"; exit 1; }
 
 clean:  ## remove .venv and the tools' caches; runs/ stays
-	rm -rf $(VENV) build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) build dist .hypothesis .import_linter_cache .mypy_cache .npm_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # --- the environment -------------------------------------------------------------------------------------------------

@@ -23,6 +23,11 @@ ACCOUNT = "devstoreaccount1"  # the emulator's own, and its key, which Microsoft
 ACCOUNT_KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
 CONTAINER = "steady-tests"
 _PACKAGE = "azurite@3.35.0"
+_NPM = {  # what npm fetches stays in the checkout, and goes with `make clean`
+    "npm_config_cache": str(Path(__file__).parents[2] / ".npm_cache"),
+    "npm_config_fetch_retries": "0",
+    "npm_config_update_notifier": "false",
+}
 _START_TIMEOUT_S = 90.0  # npm may have to fetch it first
 
 
@@ -59,7 +64,7 @@ class AzuriteServer:
             self._process = subprocess.Popen(
                 [npx, "--yes", "--prefer-offline", f"--package={_PACKAGE}", "azurite-blob", *options],
                 cwd=self.folder,
-                env={**os.environ, "npm_config_fetch_retries": "0", "npm_config_update_notifier": "false"},
+                env={**os.environ, **_NPM},
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
