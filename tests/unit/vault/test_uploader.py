@@ -201,3 +201,28 @@ def test_a_thread_does_all_this_by_itself(folder: Path, checkpoints: Checkpoints
     assert sender.drain(30)
     sender.close()
     assert [copy.name for copy in RemoteRun(store, "train").copies()] == [name_of(1), name_of(2)]
+
+
+def test_what_changes_while_a_flush_is_asked_for_is_sent_too(folder: Path, checkpoints: Checkpoints) -> None:
+    """The end of a run: its last files are written while the mirror is being sent for another reason."""
+    clock = Clock()
+    store = Watched(MemoryStore())
+    sender, _ = uploader(store, folder, checkpoints, clock=clock)
+    sender.work_once()
+    num_met = 0
+
+    def finish(operation: str, key: str) -> None:
+        nonlocal num_met
+        if operation == "put" and key.endswith("mirror.json") and not num_met:
+            num_met += 1
+            (folder / "steadyolo" / "finished.json").write_text("{}")
+            sender.flush()
+
+    store.meet = finish
+    clock.now_s = 1000.0
+    sender.work_once()
+    assert num_met, "nothing happened meanwhile, so this proves nothing"
+    assert not sender.drain(0)
+    while not sender.drain(0):
+        sender.work_once()
+    assert RemoteRun(store, "train").store.get("train/steadyolo/finished.json").data == b"{}"
