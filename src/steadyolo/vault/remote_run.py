@@ -112,13 +112,15 @@ class RemoteRun:
 
         When this returns the copy counts and every byte of it is confirmed. Parts that are there from an attempt before
         are not sent again. Raises: `Transient`, `UserError`; `Fenced`; `DataLoss` when the folder's files are not what
-        was committed. The copy does not count then.
+        was committed, or are of a format that this steadyolo does not know. The copy does not count then.
         """
         text = (folder / MANIFEST).read_bytes()
+        manifest = _own_manifest(text, folder)
+        self.check(claim)  # nothing at all is sent to a place that is gone or somebody else's
         there = {listed.key: listed for listed in self._list(f"{CHECKPOINTS}/{copy.label}/")}
         sent = _Sent()
         with ThreadPoolExecutor(_NUM_PARALLEL, thread_name_prefix="steadyolo-send") as pool:
-            parts = list(self._send_files(folder, Manifest.from_json(text), copy, pool, there, sent, pace))
+            parts = list(self._send_files(folder, manifest, copy, pool, there, sent, pace))
         stored = StoredManifest(label=copy.label, checkpoint=text.decode(), parts=tuple(parts))
         self._check_parts(copy, stored)
         self.check(claim)
@@ -271,6 +273,14 @@ def _at_most(under_way: set[Future[None]], number: int) -> set[Future[None]]:
         for future in done:
             future.result()
     return under_way
+
+
+def _own_manifest(text: bytes, folder: Path) -> Manifest:
+    """The manifest of a checkpoint of ours. Raises: `DataLoss`, whatever is wrong: no store can do anything about it."""
+    try:
+        return Manifest.from_json(text)
+    except UserError as error:
+        raise DataLoss(f"{folder} cannot be copied: {error.message}", remedy=error.remedy) from error
 
 
 def _read(path: Path, start: int, num_bytes: int) -> bytes:

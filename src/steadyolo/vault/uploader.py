@@ -226,9 +226,13 @@ class Uploader:
         return {labels[label] for label in plan_retention(labels, keep_last=self._settings.keep_last, pinned=pinned)}
 
     def _delete(self, run: RemoteRun, copies: Collection[Copy]) -> None:
+        """Delete those of `copies` that are not a successor's. Raises: `Fenced` when there is one."""
         try:
             for copy in sorted(copies) if self._may_delete else ():
+                run.check(self._claim)
                 run.delete(copy)
+        except Fenced:
+            raise
         except UserError:
             # A role without the right to delete is the safe one to have: `store prune` or the bucket's rules do it.
             self._may_delete = False
