@@ -5,14 +5,16 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from steadyolo.errors import DataLoss, Transient, UserError
 from steadyolo.vault.checkpoints import MANIFEST
 from steadyolo.vault.claim import Claim
 from steadyolo.vault.copy import Copy, Part, StoredManifest, cut
+from steadyolo.vault.crew import Crew
 from steadyolo.vault.manifest import Manifest
 from steadyolo.vault.objects import Absent, Listed, ObjectStore
 
@@ -119,8 +121,8 @@ class RemoteRun:
         self.check(claim)  # nothing at all is sent to a place that is gone or somebody else's
         there = {listed.key: listed for listed in self._list(f"{CHECKPOINTS}/{copy.label}/")}
         sent = _Sent()
-        with ThreadPoolExecutor(_NUM_PARALLEL, thread_name_prefix="steadyolo-send") as pool:
-            parts = list(self._send_files(folder, manifest, copy, pool, there, sent, pace))
+        with Crew(_NUM_PARALLEL, name="steadyolo-send") as crew:
+            parts = list(self._send_files(folder, manifest, copy, crew, there, sent, pace))
         stored = StoredManifest(label=copy.label, checkpoint=text.decode(), parts=tuple(parts))
         self._check_parts(copy, stored)
         self.check(claim)
@@ -148,7 +150,7 @@ class RemoteRun:
         folder: Path,
         manifest: Manifest,
         copy: Copy,
-        pool: ThreadPoolExecutor,
+        crew: Crew,
         there: dict[str, Listed],
         sent: _Sent,
         pace: Pace,
@@ -162,7 +164,7 @@ class RemoteRun:
                 digest = whole if num_bytes == entry.num_bytes else hashlib.sha256(data)
                 part = Part(key=name, file=entry.name, start=start, num_bytes=num_bytes, sha256=digest.hexdigest())
                 key = self._key_of(copy, name)
-                under_way.add(pool.submit(self._send, key, data, there.get(key), sent, pace))
+                under_way.add(crew.submit(partial(self._send, key, data, there.get(key), sent, pace)))
                 under_way = _at_most(under_way, _NUM_PARALLEL)
                 yield part
             if whole.hexdigest() != entry.sha256:
@@ -195,8 +197,8 @@ class RemoteRun:
         Raises: `DataLoss` with the object, what was expected and what was found.
         """
         chosen = [part for part in self.manifest(copy).parts if only(part)]
-        with ThreadPoolExecutor(_NUM_PARALLEL, thread_name_prefix="steadyolo-read") as pool:
-            for _ in pool.map(lambda part: self._read_part(copy, part), chosen):
+        with Crew(_NUM_PARALLEL, name="steadyolo-read") as crew:
+            for _ in crew.map(lambda part: self._read_part(copy, part), chosen):
                 pass
         return sum(part.num_bytes for part in chosen)
 
@@ -209,8 +211,8 @@ class RemoteRun:
         into.mkdir(parents=True, exist_ok=True)
         files = {entry.name: _opened(into / entry.name, entry.num_bytes) for entry in stored.manifest.files}
         try:
-            with ThreadPoolExecutor(num_parallel, thread_name_prefix="steadyolo-fetch") as pool:
-                for num_bytes in pool.map(lambda part: self._fetch_part(copy, part, files[part.file]), stored.parts):
+            with Crew(num_parallel, name="steadyolo-fetch") as crew:
+                for num_bytes in crew.map(lambda part: self._fetch_part(copy, part, files[part.file]), stored.parts):
                     progress(num_bytes)
             for fd in files.values():
                 os.fsync(fd)

@@ -7,16 +7,18 @@ import os
 import socket
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import UTC, datetime
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import ClassVar, TypeVar
 
 from steadyolo.errors import SteadyError, Transient, UserError
 from steadyolo.vault.claim import Claim
+from steadyolo.vault.crew import Crew
 from steadyolo.vault.files import replace_file
 from steadyolo.vault.objects import ObjectStore, Taken
 from steadyolo.vault.priority import give_way
@@ -182,8 +184,8 @@ def _each(
     """What `work` gives for each tier, all at once; and the errors of the others."""
     done: dict[str, _Result] = {}
     failed: dict[str, SteadyError] = {}
-    pool = ThreadPoolExecutor(max(1, len(stores)), thread_name_prefix="steadyolo-claim", initializer=give_way)
-    futures: dict[str, Future[_Result]] = {tier: pool.submit(work, tier) for tier in stores}
+    crew = Crew(len(stores), name="steadyolo-claim", prepare=give_way)
+    futures: dict[str, Future[_Result]] = {tier: crew.submit(partial(work, tier)) for tier in stores}
     for tier, future in futures.items():
         try:
             done[tier] = future.result(timeout_s)
@@ -194,7 +196,7 @@ def _each(
                 f"{stores[tier].url} did not answer within {timeout_s:g} s",
                 remedy="check the network; it is tried again",
             )
-    pool.shutdown(wait=False)
+    crew.dismiss()
     return done, failed
 
 
