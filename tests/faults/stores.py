@@ -115,6 +115,7 @@ def uploader(
     best: str | None = None,
     token: int = 1,
     writer_id: str = "w1",
+    place: Callable[[], RemoteRun] | None = None,
     **settings: object,
 ) -> tuple[Uploader, list[Event]]:
     """An uploader of the run in `folder`, not started: `work_once` is called by the test. And what it told."""
@@ -125,7 +126,7 @@ def uploader(
         folder,
         settings=TierSettings(tier="store", **settings),  # type: ignore[arg-type]
         claim=mine,
-        place=lambda: take_place(store, folder.name, mine, is_ours=False),
+        place=place or (lambda: take_place(store, folder.name, mine, is_ours=False)),
         token_of=lambda _: 1,
         best=best,
         emit=told.append,

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import time
 from collections.abc import Callable
 from functools import partial
@@ -167,6 +168,23 @@ def test_a_signal_leaves_time_for_the_last_copy(
     child.wait().expect(75)
     assert time.monotonic() - started_s < 25
     assert copies_of(s3_url, "run").copies()[-1].name == checkpoints(run)[-1].name
+
+
+def test_a_signal_is_met_in_time_though_the_store_never_answers(
+    reference: Reference, tmp_path: Path, as_admin: tuple[Callable[[], None], ...]
+) -> None:
+    """It accepts connections and says nothing: each request takes until its time is out, which is minutes."""
+    run = tmp_path / "run"
+    with socket.create_server(("127.0.0.1", 0), backlog=100) as server:
+        url = f"s3://nobody/there?endpoint=http://127.0.0.1:{server.getsockname()[1]}"
+        child = reference.start(run, prepare=(*as_admin, partial(slow_batches, 0.2)), store__url=url)
+        wait_until(lambda: len(happened(run, "step_done")) >= 1, child)
+        assert happened(run, "copy_failed"), "no fault happened, so this proves nothing"
+        child.send(signal.SIGTERM)
+        started_s = time.monotonic()
+        child.wait().expect(75)
+        assert time.monotonic() - started_s < 25
+    assert happened(run, "run_stopped")[-1]["reason"] == "interrupted", "it left in order"
 
 
 def test_credentials_that_expire_and_are_renewed(

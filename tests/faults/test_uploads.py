@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shutil
 import signal
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from steadyolo.vault.folder_store import FolderStore
 from steadyolo.vault.newest import Patience, newest_of_all
 from steadyolo.vault.objects import ObjectStore, Stored
 from steadyolo.vault.remote_run import RemoteRun
-from steadyolo.vault.restore import restore_run
+from steadyolo.vault.restore import bring_best, restore_run
 from steadyolo.vault.session import take_place
 from steadyolo.vault.upkeep import plan_pruning, prune, scrub, verify_all
 from tests.faults.disks import is_same, snapshot, step_of
@@ -286,6 +287,39 @@ def test_nothing_is_left_and_that_is_said(tmp_path: Path) -> None:
     found = restore_run(runs, tmp_path / "there", patience=patient()).found
     assert found.snapshot is None
     assert [rejected.tier for rejected in found.rejected] == ["disk", "store", "replica"]
+
+
+def with_best(folder: Path) -> dict[str, RemoteRun]:
+    """A run whose best checkpoint is an older one than the newest, in two places."""
+    checkpoints = run_folder(folder, 1)
+    newest = snapshot(2)
+    ledger = replace(newest.state.ledger, best_tick=int(name_of(1).rpartition(".")[2]))
+    checkpoints.commit(replace(newest, state=replace(newest.state, ledger=ledger)), parent=None)
+    return {tier: upload_all(MemoryStore(f"memory://{tier}"), folder, checkpoints) for tier in ("store", "replica")}
+
+
+@pytest.mark.parametrize("num_bad", [0, 1, 2])
+def test_the_best_is_restored_too_and_a_bad_one_costs_only_itself(num_bad: int, tmp_path: Path) -> None:
+    runs = with_best(tmp_path / "train")
+    for run in list(runs.values())[:num_bad]:
+        assert isinstance(run.store, MemoryStore)
+        spoil(run.store, name_of(1))
+    again = restore_run(runs, tmp_path / "there", patience=patient())
+    assert again.found.snapshot is not None
+    assert again.found.snapshot.name == name_of(2)
+    assert len(again.problems) == num_bad
+    there = Checkpoints(tmp_path / "there" / "steadyolo" / "checkpoints", writer_id="reader")
+    assert (name_of(1) in there.committed()) == (num_bad < 2)
+
+
+def test_a_best_that_rots_in_the_run_folder_comes_from_a_store(tmp_path: Path) -> None:
+    runs = with_best(tmp_path / "train")
+    checkpoints = Checkpoints(tmp_path / "train" / "steadyolo" / "checkpoints", writer_id="reader")
+    path = checkpoints.root / name_of(1) / "model.safetensors"
+    path.write_bytes(b"?" * path.stat().st_size)
+    found = newest_of_all(checkpoints, runs, token_of=lambda _: 1, patience=patient())
+    assert len(bring_best(checkpoints, runs, found, patience=patient()).problems) == 1
+    checkpoints.verify(name_of(1))
 
 
 def test_a_foreign_folder_is_not_restored_into(tmp_path: Path) -> None:

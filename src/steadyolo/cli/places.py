@@ -105,7 +105,9 @@ def pushed(folder: Path, *, timeout_s: float) -> list[str]:
             raise UserError(f"{folder} has no store", remedy=f"give it one: steadyolo resume {folder} store.url=URL")
         settings = {tier: TierSettings(tier=tier, keep_last=spec.num_copies_kept) for tier in stores}
         checkpoints = Checkpoints(own / "checkpoints", writer_id=writer)
-        with Tiers(stores, settings, session, folder, checkpoints=checkpoints, best=None, emit=_told) as tiers:
+        newest = next(reversed(checkpoints.committed()), None)
+        best = checkpoints.best_known_to(newest) if newest is not None else None  # so that retention spares it
+        with Tiers(stores, settings, session, folder, checkpoints=checkpoints, best=best, emit=_told) as tiers:
             return tiers.drain(timeout_s)
 
 

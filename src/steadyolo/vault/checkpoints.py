@@ -64,6 +64,11 @@ def is_committed(folder: Path) -> bool:
     return _NAME.fullmatch(folder.name) is not None and (folder / MANIFEST).is_file()
 
 
+def best_suffix_of(best_tick: int) -> str:
+    """How the name of the checkpoint ends that holds the weights of a ledger's `best_tick`."""
+    return f".{best_tick:08d}"
+
+
 class Checkpoints:
     """The checkpoints under `root`, of which one process at a time is the writer. Readers need no lock.
 
@@ -106,6 +111,20 @@ class Checkpoints:
     def names(self) -> list[str]:
         """Everything under a final name, whether or not it counts, oldest first."""
         return [path.name for path in self._entries() if _NAME.fullmatch(path.name)]
+
+    def best_known_to(self, name: str) -> str | None:
+        """How the best checkpoint is called as far as `name` knows, None where nothing was scored.
+
+        It need not be here. Nothing is verified: what this says spares a checkpoint from retention and no more.
+        """
+        try:
+            ledger = json.loads((self._folder(name) / STATE).read_bytes())["state"]["ledger"]
+            suffix = best_suffix_of(int(ledger["best_tick"]))
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        if not ledger["best_tick"]:
+            return None
+        return next((found for found in self.committed() if found.endswith(suffix)), None)
 
     def writer_of(self, name: str) -> str | None:
         """Who committed checkpoint `name`; None where its manifest cannot be read."""

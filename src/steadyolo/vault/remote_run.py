@@ -6,14 +6,16 @@ import errno
 import hashlib
 import os
 from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from steadyolo.errors import DataLoss, Transient, UserError
 from steadyolo.vault.checkpoints import MANIFEST
 from steadyolo.vault.claim import Claim
 from steadyolo.vault.copy import Copy, Part, StoredManifest, cut
+from steadyolo.vault.crew import Crew
 from steadyolo.vault.manifest import Manifest
 from steadyolo.vault.objects import Absent, Listed, ObjectStore
 
@@ -113,13 +115,15 @@ class RemoteRun:
 
         When this returns the copy counts and every byte of it is confirmed. Parts that are there from an attempt before
         are not sent again. Raises: `Transient`, `UserError`; `Fenced`; `DataLoss` when the folder's files are not what
-        was committed. The copy does not count then.
+        was committed, or are of a format that this steadyolo does not know. The copy does not count then.
         """
         text = (folder / MANIFEST).read_bytes()
+        manifest = _own_manifest(text, folder)
+        self.check(claim)  # nothing at all is sent to a place that is gone or somebody else's
         there = {listed.key: listed for listed in self._list(f"{CHECKPOINTS}/{copy.label}/")}
         sent = _Sent()
-        with ThreadPoolExecutor(_NUM_PARALLEL, thread_name_prefix="steadyolo-send") as pool:
-            parts = list(self._send_files(folder, Manifest.from_json(text), copy, pool, there, sent, pace))
+        with Crew(_NUM_PARALLEL, name="steadyolo-send") as crew:
+            parts = list(self._send_files(folder, manifest, copy, crew, there, sent, pace))
         stored = StoredManifest(label=copy.label, checkpoint=text.decode(), parts=tuple(parts))
         self._check_parts(copy, stored)
         self.check(claim)
@@ -147,7 +151,7 @@ class RemoteRun:
         folder: Path,
         manifest: Manifest,
         copy: Copy,
-        pool: ThreadPoolExecutor,
+        crew: Crew,
         there: dict[str, Listed],
         sent: _Sent,
         pace: Pace,
@@ -161,7 +165,7 @@ class RemoteRun:
                 digest = whole if num_bytes == entry.num_bytes else hashlib.sha256(data)
                 part = Part(key=name, file=entry.name, start=start, num_bytes=num_bytes, sha256=digest.hexdigest())
                 key = self._key_of(copy, name)
-                under_way.add(pool.submit(self._send, key, data, there.get(key), sent, pace))
+                under_way.add(crew.submit(partial(self._send, key, data, there.get(key), sent, pace)))
                 under_way = _at_most(under_way, _NUM_PARALLEL)
                 yield part
             if whole.hexdigest() != entry.sha256:
@@ -194,8 +198,8 @@ class RemoteRun:
         Raises: `DataLoss` with the object, what was expected and what was found.
         """
         chosen = [part for part in self.manifest(copy).parts if only(part)]
-        with ThreadPoolExecutor(_NUM_PARALLEL, thread_name_prefix="steadyolo-read") as pool:
-            for _ in pool.map(lambda part: self._read_part(copy, part), chosen):
+        with Crew(_NUM_PARALLEL, name="steadyolo-read") as crew:
+            for _ in crew.map(lambda part: self._read_part(copy, part), chosen):
                 pass
         return sum(part.num_bytes for part in chosen)
 
@@ -208,8 +212,8 @@ class RemoteRun:
         into.mkdir(parents=True, exist_ok=True)
         files = {entry.name: _opened(into / entry.name, entry.num_bytes) for entry in stored.manifest.files}
         try:
-            with ThreadPoolExecutor(num_parallel, thread_name_prefix="steadyolo-fetch") as pool:
-                for num_bytes in pool.map(lambda part: self._fetch_part(copy, part, files[part.file]), stored.parts):
+            with Crew(num_parallel, name="steadyolo-fetch") as crew:
+                for num_bytes in crew.map(lambda part: self._fetch_part(copy, part, files[part.file]), stored.parts):
                     progress(num_bytes)
             for fd in files.values():
                 os.fsync(fd)
@@ -275,6 +279,14 @@ def _at_most(under_way: set[Future[None]], number: int) -> set[Future[None]]:
         for future in done:
             future.result()
     return under_way
+
+
+def _own_manifest(text: bytes, folder: Path) -> Manifest:
+    """The manifest of a checkpoint of ours. Raises: `DataLoss`, whatever is wrong: no store can do anything about it."""
+    try:
+        return Manifest.from_json(text)
+    except UserError as error:
+        raise DataLoss(f"{folder} cannot be copied: {error.message}", remedy=error.remedy) from error
 
 
 def _read(path: Path, start: int, num_bytes: int) -> bytes:

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from steadyolo.errors import UserError
-from steadyolo.vault.checkpoints import Checkpoints
+from steadyolo.errors import DataLoss, UserError
+from steadyolo.vault.checkpoints import Checkpoints, best_suffix_of
 from steadyolo.vault.disk import ensure_folder
 from steadyolo.vault.files import replace_file
 from steadyolo.vault.mirror import restore_mirror
@@ -70,12 +70,14 @@ def restore_run(
         patience=patience,
         progress=progress,
     )
-    replace(record, tokens={**record.tokens, **found.tokens}).write(own)
+    record = replace(record, tokens={**record.tokens, **found.tokens})
+    record.write(own)
     if found.snapshot is not None and not (own / "spec.json").is_file():
         spec = found.snapshot.made_from["spec"]
         replace_file(own / "spec.json", (json.dumps(spec, indent=2, default=str) + "\n").encode())
-    _bring_best(checkpoints, runs, found, patience=patience)
-    return Restored(folder=folder, found=found, problems=tuple(problems))
+    best = bring_best(checkpoints, runs, found, patience=patience)
+    replace(record, tokens={**record.tokens, **best.tokens}).write(own)
+    return Restored(folder=folder, found=found, problems=(*problems, *best.problems))
 
 
 def _record_for(runs: Mapping[str, RemoteRun], folder: Path, *, patience: Patience) -> TierRecord:
@@ -92,17 +94,40 @@ def _record_for(runs: Mapping[str, RemoteRun], folder: Path, *, patience: Patien
     return record
 
 
-def _bring_best(
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BroughtBest:
+    """What came of bringing the best checkpoint: tokens as in `FoundCopy`, and the copies of it that are not good."""
+
+    tokens: Mapping[str, int]
+    problems: tuple[str, ...]
+
+
+def bring_best(
     checkpoints: Checkpoints, runs: Mapping[str, RemoteRun], found: FoundCopy, *, patience: Patience
-) -> None:
-    """The checkpoint with the best score, too: its weights are part of the run."""
+) -> BroughtBest:
+    """The checkpoint with the best score, too: its weights are part of the run, which can go on without them.
+
+    Raises: `Transient` when the stores fail for too long.
+    """
+    problems: list[str] = []
     if found.snapshot is None or not found.snapshot.state.ledger.best_tick:
-        return
-    suffix = f".{found.snapshot.state.ledger.best_tick:08d}"
-    if any(name.endswith(suffix) for name in checkpoints.committed()):
-        return
-    for run in runs.values():
-        for copy in reversed(run.copies()):
-            if copy.name.endswith(suffix):
+        return BroughtBest(tokens={}, problems=())
+    suffix = best_suffix_of(found.snapshot.state.ledger.best_tick)
+    if (here := next((name for name in checkpoints.committed() if name.endswith(suffix)), None)) is not None:
+        try:
+            checkpoints.verify(here)
+            return BroughtBest(tokens={}, problems=())
+        except (DataLoss, UserError) as error:
+            problems.append(f"the best checkpoint {here}: {error.message}")
+    for tier, run in runs.items():
+        for copy in reversed(patience.keep_trying(run.copies)):
+            if not copy.name.endswith(suffix):
+                continue
+            try:
                 bring(checkpoints, run, copy, patience=patience)
-                return
+            except (DataLoss, UserError) as error:
+                problems.append(f"the best checkpoint {copy.name} in the {tier}: {error.message}")
+                continue
+            writer = checkpoints.writer_of(copy.name)
+            return BroughtBest(tokens={writer: copy.token} if writer else {}, problems=tuple(problems))
+    return BroughtBest(tokens={}, problems=tuple(problems))

@@ -7,16 +7,18 @@ import os
 import socket
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import UTC, datetime
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import ClassVar, TypeVar
 
 from steadyolo.errors import SteadyError, Transient, UserError
 from steadyolo.vault.claim import Claim
+from steadyolo.vault.crew import Crew
 from steadyolo.vault.files import replace_file
 from steadyolo.vault.objects import ObjectStore, Taken
 from steadyolo.vault.priority import give_way
@@ -61,16 +63,21 @@ class TierRecord:
     @classmethod
     def read(cls, own: Path) -> TierRecord | None:
         """The record in the folder `own`, None where there is none. Raises: UserError when it is not readable."""
+        path = own / RECORD
         try:
-            raw = json.loads((own / RECORD).read_bytes())
+            raw = json.loads(path.read_bytes())
         except FileNotFoundError:
             return None
         except ValueError:
+            raw = None
+        if not isinstance(raw, dict):
             raise UserError(
-                f"{own / RECORD} is damaged", remedy="restore the run from a store: steadyolo resume URL project=NEW"
-            ) from None
+                f"{path} is damaged",
+                remedy="restore the run from a store: steadyolo resume URL project=NEW; or remove that file, and the "
+                "stores keep what follows as a new run",
+            )
         if raw.pop("version", None) != cls.VERSION or set(raw) != {f.name for f in fields(cls)}:
-            raise UserError(f"{own / RECORD} has another version", remedy="use the steadyolo that wrote it")
+            raise UserError(f"{path} has another version", remedy="use the steadyolo that wrote it")
         return cls(**raw)
 
 
@@ -131,6 +138,8 @@ def open_session(
             _refuse_takeover(ours, record)
         newest = max((found.token for found in ours.values()), default=0)
         claim = replace(claim, token=max(newest, record.newest_token) + 1)
+        record = record.with_session(claim.writer_id, claim.token)
+        record.write(own)  # before the claim: killed between the two, this folder still knows its own claim
 
         def settle(tier: str, claim: Claim = claim) -> RemoteRun:
             return take_place(stores[tier], names.get(tier, wanted_name), claim, is_ours=tier in names)
@@ -139,7 +148,6 @@ def open_session(
         if any(isinstance(error, Taken | Fenced) for error in failed.values()):
             continue  # another process claimed at the same moment; the one with the last word goes on
         _refuse_refusals(failed, must_reach=must_reach)
-        record = record.with_session(claim.writer_id, claim.token)
         for tier, run in runs.items():
             record = record.with_place(tier, run.url)
         record.write(own)
@@ -182,8 +190,8 @@ def _each(
     """What `work` gives for each tier, all at once; and the errors of the others."""
     done: dict[str, _Result] = {}
     failed: dict[str, SteadyError] = {}
-    pool = ThreadPoolExecutor(max(1, len(stores)), thread_name_prefix="steadyolo-claim", initializer=give_way)
-    futures: dict[str, Future[_Result]] = {tier: pool.submit(work, tier) for tier in stores}
+    crew = Crew(len(stores), name="steadyolo-claim", prepare=give_way)
+    futures: dict[str, Future[_Result]] = {tier: crew.submit(partial(work, tier)) for tier in stores}
     for tier, future in futures.items():
         try:
             done[tier] = future.result(timeout_s)
@@ -194,7 +202,7 @@ def _each(
                 f"{stores[tier].url} did not answer within {timeout_s:g} s",
                 remedy="check the network; it is tried again",
             )
-    pool.shutdown(wait=False)
+    crew.dismiss()
     return done, failed
 
 
@@ -207,7 +215,7 @@ def _refuse_refusals(failed: Mapping[str, SteadyError], *, must_reach: bool) -> 
 def _refuse_takeover(owners: Mapping[str, Claim], record: TierRecord) -> None:
     """Raise `UserError` when the run went on elsewhere since this folder was last used."""
     for other in owners.values():
-        if other.writer_id not in record.tokens and other.token > record.newest_token:
+        if other.writer_id not in record.tokens and other.token >= record.newest_token:
             raise UserError(
                 f"this run went on elsewhere: {other.writer_id} on {other.host} took it over at {other.since}",
                 remedy="let that process go on; or, if it is gone, pass allow=takeover: the newest checkpoint of all "

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from steadyolo.errors import DataLoss, UserError
 from steadyolo.plan.retention import plan_retention
-from steadyolo.vault.checkpoints import STATE
+from steadyolo.vault.checkpoints import STATE, best_suffix_of
 from steadyolo.vault.copy import Copy, Part
 from steadyolo.vault.digested import from_text, to_text
 from steadyolo.vault.objects import Absent
@@ -133,7 +133,7 @@ def best_suffix(run: RemoteRun, copy: Copy) -> str | None:
     """How the names of copies with the best score end, as far as `copy` knows; None where nothing was scored."""
     state = json.loads(run.read_file(copy, STATE))
     tick = state["state"]["ledger"]["best_tick"]
-    return f".{tick:08d}" if tick else None
+    return best_suffix_of(tick) if tick else None
 
 
 def _cursor(run: RemoteRun) -> str:

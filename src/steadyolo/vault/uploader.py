@@ -85,8 +85,8 @@ class Uploader:
         self._waiting: dict[str, int] = {}  # bytes, by checkpoint
         self._best = best
         self._under_way: str | None = None
-        self._is_flushing = False
-        self._is_mirrored = False  # since `drain` was called
+        self._num_flushes = 0
+        self._num_mirrored = 0  # of them: what changed before each of these is in the tier
         self._is_closing = False
         self._is_fenced = False
         self._thread = threading.Thread(target=self._work, name=f"steadyolo-{settings.tier}", daemon=True)
@@ -117,7 +117,7 @@ class Uploader:
     def flush(self) -> None:
         """Send all that waits, and the rest of the folder, at once."""
         with self._changed:
-            self._is_flushing, self._is_mirrored = True, False
+            self._num_flushes += 1
             self._num_failures = 0  # this is no time to sit out a long wait
             self._changed.notify_all()
 
@@ -166,11 +166,12 @@ class Uploader:
             self._upload(placed.run, name)
             return 0.0
         now = self._clock()
+        num_flushes = self._num_flushes  # one that comes during the push asks for another
         if self._mirror_is_due(now):
             placed.mirror.push(claim=self._claim, pace=self._pacer.wait)
             self._mirrored_at = self._checked_at = now
             with self._changed:
-                self._is_mirrored = True
+                self._num_mirrored = num_flushes
         elif now - self._checked_at >= CHECK_EVERY_S:
             placed.run.check(self._claim)
             self._checked_at = now
@@ -225,17 +226,21 @@ class Uploader:
         return {labels[label] for label in plan_retention(labels, keep_last=self._settings.keep_last, pinned=pinned)}
 
     def _delete(self, run: RemoteRun, copies: Collection[Copy]) -> None:
+        """Delete those of `copies` that are not a successor's. Raises: `Fenced` when there is one."""
         try:
             for copy in sorted(copies) if self._may_delete else ():
+                run.check(self._claim)
                 run.delete(copy)
+        except Fenced:
+            raise
         except UserError:
             # A role without the right to delete is the safe one to have: `store prune` or the bucket's rules do it.
             self._may_delete = False
 
     def _mirror_is_due(self, now: float) -> bool:
         with self._changed:
-            if self._is_flushing:
-                return not self._is_mirrored
+            if self._num_mirrored < self._num_flushes:
+                return True
         return now - self._mirrored_at >= MIRROR_EVERY_S
 
     def _give_way(self, fenced: Fenced) -> None:
@@ -268,10 +273,12 @@ class Uploader:
         """Something to do that was not there when the thread went to sleep. A failing tier is left to its wait."""
         if self._num_failures:
             return False
-        return bool(self._waiting) or (self._is_flushing and not self._is_mirrored)
+        return bool(self._waiting) or self._num_mirrored < self._num_flushes
 
     def _is_drained(self) -> bool:
-        return self._is_fenced or (not self._waiting and not self._under_way and self._is_mirrored)
+        return self._is_fenced or (
+            not self._waiting and not self._under_way and 0 < self._num_flushes == self._num_mirrored
+        )
 
 
 class _Pacer:

@@ -9,6 +9,8 @@ from steadyolo.events import CopyDropped, CopyFailed, CopyVerified, TakenOver
 from steadyolo.testing.memory_store import MemoryStore
 from steadyolo.vault.checkpoints import Checkpoints
 from steadyolo.vault.copy import Copy
+from steadyolo.vault.digested import from_text, to_text
+from steadyolo.vault.folder_store import FolderStore
 from steadyolo.vault.remote_run import RemoteRun
 from steadyolo.vault.session import take_place
 from tests.faults.disks import snapshot
@@ -201,3 +203,66 @@ def test_a_thread_does_all_this_by_itself(folder: Path, checkpoints: Checkpoints
     assert sender.drain(30)
     sender.close()
     assert [copy.name for copy in RemoteRun(store, "train").copies()] == [name_of(1), name_of(2)]
+
+
+def test_what_changes_while_a_flush_is_asked_for_is_sent_too(folder: Path, checkpoints: Checkpoints) -> None:
+    """The end of a run: its last files are written while the mirror is being sent for another reason."""
+    clock = Clock()
+    store = Watched(MemoryStore())
+    sender, _ = uploader(store, folder, checkpoints, clock=clock)
+    sender.work_once()
+    num_met = 0
+
+    def finish(operation: str, key: str) -> None:
+        nonlocal num_met
+        if operation == "put" and key.endswith("mirror.json") and not num_met:
+            num_met += 1
+            (folder / "steadyolo" / "finished.json").write_text("{}")
+            sender.flush()
+
+    store.meet = finish
+    clock.now_s = 1000.0
+    sender.work_once()
+    assert num_met, "nothing happened meanwhile, so this proves nothing"
+    assert not sender.drain(0)
+    while not sender.drain(0):
+        sender.work_once()
+    assert RemoteRun(store, "train").store.get("train/steadyolo/finished.json").data == b"{}"
+
+
+def test_a_writer_with_a_successor_deletes_nothing(folder: Path, checkpoints: Checkpoints) -> None:
+    """It claimed the run, took long to set up, and comes to delete what its successor may hold to be the best."""
+    checkpoints.commit(snapshot(2), parent=None)
+    store = MemoryStore()
+    run = upload_all(store, folder, checkpoints)
+    sender, told = uploader(store, folder, checkpoints, keep_last=1, place=lambda: run)
+    take_place(store, "train", claim(2, "w2"), is_ours=True)
+    sender.work_once()
+    assert any(isinstance(event, TakenOver) for event in told)
+    assert [copy.name for copy in run.copies()] == [name_of(1), name_of(2)]
+
+
+def test_a_checkpoint_of_an_unknown_format_does_not_hold_up_the_others(folder: Path, checkpoints: Checkpoints) -> None:
+    """A newer steadyolo was here: its checkpoint sorts as the newest, and can never be read."""
+    checkpoints.commit(snapshot(9), parent=None)
+    path = checkpoints.root / name_of(9) / "manifest.json"
+    path.write_bytes(to_text({**from_text(path.read_bytes(), what="it"), "version": 2}))
+    store = MemoryStore()
+    sender, told = uploader(store, folder, checkpoints)
+    sender.work_once()
+    sender.work_once()
+    assert [event.name for event in told if isinstance(event, CopyDropped)] == [name_of(9)]
+    assert [copy.name for copy in RemoteRun(store, "train").copies()] == [name_of(1)]
+
+
+def test_nothing_is_sent_where_a_disk_was_mounted(folder: Path, checkpoints: Checkpoints, tmp_path: Path) -> None:
+    """Else every checkpoint would be written to the disk below, which fills up."""
+    root = tmp_path / "mounted"
+    sender, told = uploader(FolderStore(root), folder, checkpoints)
+    sender.work_once()
+    root.rename(tmp_path / "unmounted")
+    checkpoints.commit(snapshot(2), parent=None)
+    sender.offer(name_of(2), 1000, best=None)
+    assert sender.work_once() > 0
+    assert "mounted" in next(event.remedy for event in told if isinstance(event, CopyFailed))
+    assert not root.exists()

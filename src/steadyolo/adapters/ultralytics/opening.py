@@ -27,6 +27,7 @@ from steadyolo.vault.files import replace_file
 from steadyolo.vault.lock import RunLock
 from steadyolo.vault.newest import FoundCopy, Patience, newest_of_all
 from steadyolo.vault.objects import ObjectStore
+from steadyolo.vault.restore import bring_best
 from steadyolo.vault.session import Session, new_writer_id, open_session
 from steadyolo.vault.tiers import token_of
 from steadyolo.version import __version__
@@ -143,10 +144,13 @@ def _newest(own: Path, writer: str, session: Session | None) -> tuple[FoundCopy 
             token_of=lambda name: token_of(checkpoints, record, name),
             patience=Patience(_PATIENCE_S, tell=LOGGER.warning),
         )
+        best = bring_best(checkpoints, session.runs, found, patience=Patience(_PATIENCE_S, tell=LOGGER.warning))
     except Transient as error:
         LOGGER.warning(f"{error.message}; going on with what is in the run folder")
         return checkpoints.newest_verified(), session
-    session = replace(session, record=replace(record, tokens={**found.tokens, **record.tokens}))
+    for problem in best.problems:
+        LOGGER.warning(problem)
+    session = replace(session, record=replace(record, tokens={**best.tokens, **found.tokens, **record.tokens}))
     session.record.write(own)
     return found, session
 

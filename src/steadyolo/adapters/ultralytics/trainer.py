@@ -460,7 +460,10 @@ class SteadyTrainer(BaseTrainer):  # type: ignore[misc]  # upstream is untyped
             self.ema.ema, self.wdir, train_args=vars(self.args), save_period=int(self.args.save_period)
         )
         if best_name is not None and self._opened.session is not None:
-            exporter.restore(checkpoints.load(best_name))
+            try:
+                exporter.restore(checkpoints.load(best_name))
+            except SteadyError as error:  # a run goes on without its best weights too
+                LOGGER.warning(f"weights/best.pt is not restored: {error.message}")
         writer = BackgroundWriter(
             checkpoints,
             keep_last=self.spec.num_keep_last,
