@@ -35,8 +35,9 @@ def test_a_process_killed_while_it_claims_does_not_keep_its_successor_out(
     """Each write of the record is a place to die at; the claim is between the two."""
     store = MemoryStore()
     first = session({"store": store}, folder, "w1")
+    write = TierRecord.write
     for number, nth in enumerate((1, 2), start=2):
-        seen, write = 0, TierRecord.write
+        seen = 0
 
         def dies(self: TierRecord, own: Path, nth: int = nth) -> None:
             nonlocal seen
