@@ -188,7 +188,7 @@ class Course:
     """How a side's undisturbed run went: what it came out with, and how long it trained."""
 
     outcome: dict[str, str]
-    training_s: float
+    training_s: float  # the shortest so far: a machine may get faster
     repeatable: bool | None = None  # an undisturbed run of the same came out with the same; None: not tried
     num_missed: int = 0  # deaths that came after the end of training
     deaths: list[Death] = field(default_factory=list)
@@ -352,11 +352,10 @@ def kill_one(side: Ours | Theirs, label: str, share: float, course: Course) -> D
             break
         time.sleep(LOOK_S)
     died = time.time()
-    if not attempt.kill():
-        if attempt.process.returncode:
-            raise SystemExit(f"{label} failed by itself, with exit code {attempt.process.returncode}")
-        return None
-    if side.training_ended(label) is not None:  # what follows is no training, and theirs cannot be resumed from there
+    if not attempt.kill() and attempt.process.returncode:
+        raise SystemExit(f"{label} failed by itself, with exit code {attempt.process.returncode}")
+    if (ended := side.training_ended(label)) is not None:  # what follows is no training; theirs cannot be resumed then
+        course.training_s = min(course.training_s, ended - (side.training_began(label) or ended))
         return None
     death = Death(after_s=bench.round_off(after_s))
     side.recover(label, died, death)
