@@ -278,7 +278,7 @@ def _at_most(under_way: set[Future[None]], number: int) -> set[Future[None]]:
 
 
 def _own_manifest(text: bytes, folder: Path) -> Manifest:
-    """The manifest of a checkpoint of ours. Raises: `DataLoss`, whatever is wrong: no store can do anything about it."""
+    """The manifest of a checkpoint of ours. Raises: `DataLoss`, whatever is wrong: trying again cannot help."""
     try:
         return Manifest.from_json(text)
     except UserError as error:
