@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from steadyolo.adapters.objects.opening import open_store
-from steadyolo.errors import DataLoss, SteadyError
+from steadyolo.errors import DataLoss, SteadyError, Transient
 from steadyolo.events import CopyFailed
 from steadyolo.spec.location import parse_location
 from steadyolo.testing import network_faults as faults
@@ -29,6 +29,7 @@ from steadyolo.vault.remote_run import RemoteRun
 from steadyolo.vault.restore import bring_best, restore_run
 from steadyolo.vault.session import take_place
 from steadyolo.vault.upkeep import plan_pruning, prune, scrub, verify_all
+from steadyolo.vault.writer import BackgroundWriter
 from tests.faults.disks import is_same, snapshot, step_of
 from tests.faults.runs import in_child
 from tests.faults.stores import (
@@ -279,6 +280,49 @@ def test_the_newest_is_taken_from_whatever_place_is_left(num_bad: int, tmp_path:
     assert checkpoints.newest_verified().snapshot is not None, "and it is in the run folder now"
 
 
+def test_a_run_that_is_taken_back_keeps_what_it_saves_from_then_on(tmp_path: Path) -> None:
+    """This machine had saved steps 8 and 9 when another took the run over after step 2, and saved step 3."""
+    folder = tmp_path / "train"
+    checkpoints = run_folder(folder, 1, 2, 8, 9)
+    store = MemoryStore()
+    theirs = run_folder(tmp_path / "theirs" / "train", 3)
+    take_place(store, "train", claim(2, "w2"), is_ours=True)
+    run = RemoteRun(store, "train")
+    run.upload(theirs.root / name_of(3), Copy(2, name_of(3)), claim=claim(2, "w2"))
+    found = newest_of_all(checkpoints, {"store": run}, token_of=lambda _: 1, patience=patient())
+    assert found.snapshot is not None
+    assert found.snapshot.name == name_of(3)
+    assert [rejected.name for rejected in found.rejected] == [name_of(8), name_of(9)], "this is said"
+
+    writer = BackgroundWriter(checkpoints, keep_last=2, parent=name_of(3))
+    writer.submit(snapshot(4))
+    assert writer.close(timeout_s=30)
+    assert checkpoints.committed() == [name_of(3), name_of(4)]
+    assert len(list(checkpoints.root.glob("*.bad-*"))) == 2, "nothing was lost here either"
+
+
+@pytest.mark.parametrize("num_silent", [1, 2])
+def test_a_place_that_falls_silent_is_passed_over_for_one_that_has_the_same_copy(
+    num_silent: int, tmp_path: Path
+) -> None:
+    stores, runs = three_tiers(tmp_path / "train", 1, 2)
+
+    def fall_silent(operation: str, key: str) -> None:
+        if name_of(2) in key and "safetensors" in key:
+            raise Transient("the network is down", remedy="wait")
+
+    watched = {tier: Watched(store, fall_silent) for tier, store in list(stores.items())[1:][:num_silent]}
+    runs = {"replica": runs["replica"]} | {tier: RemoteRun(store, "train") for tier, store in watched.items()}
+    runs = dict(sorted(runs.items(), reverse=True))
+    if num_silent == 2:
+        with pytest.raises(Transient):  # never an older one, without a word
+            restore_run(runs, tmp_path / "there", patience=patient(0.1))
+    else:
+        found = restore_run(runs, tmp_path / "there", patience=patient(0.1)).found
+        assert found.snapshot is not None
+        assert (found.snapshot.name, found.tier) == (name_of(2), "replica")
+
+
 def test_nothing_is_left_and_that_is_said(tmp_path: Path) -> None:
     folder = tmp_path / "train"
     stores, runs = three_tiers(folder, 1)
@@ -352,6 +396,21 @@ def test_verified_ones_only_count_for_pruning(tmp_path: Path) -> None:
     pruning = plan_pruning(runs["store"], 1)
     assert [copy.name for copy in pruning.copies] == [name_of(1)], "the newest good one stays"
     assert [bad.copy.name for bad in pruning.bad] == [name_of(3)]
+
+
+def test_an_upload_that_ends_while_a_prune_is_decided_is_left_alone(tmp_path: Path) -> None:
+    """A session sends what the one before committed, under that one's token: its parts look like left-overs."""
+    stores, runs = three_tiers(tmp_path / "train", 1, 2)
+    run, objects = runs["store"], stores["store"].objects
+    take_place(run.store, "train", claim(2, "w2"), is_ours=True)
+    manifest = next(key for key in objects if key.endswith(f"{Copy(1, name_of(2)).label}/manifest.json"))
+    last = objects.pop(manifest)
+    pruning = plan_pruning(run, 5)
+    assert pruning.orphans, "nothing looked like a left-over, so this proves nothing"
+    objects[manifest] = last
+    prune(run, pruning)
+    assert flaws(run) == []
+    assert len(run.copies()) == 2
 
 
 def test_verifying_before_pruning_is_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

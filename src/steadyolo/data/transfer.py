@@ -44,6 +44,7 @@ class Transfer(Generic[_Written]):
         self._num_parallel = num_parallel
         self._pauses_s = pauses_s
         self._tags_may_be_md5 = True
+        self._tags_are_md5 = False  # one of them was
         self._over = threading.Event()
         self._keeping = threading.Lock()
         self._large = threading.Lock()
@@ -56,10 +57,11 @@ class Transfer(Generic[_Written]):
         `on_progress` gets the number and the bytes of those that are, often; what it raises ends the transfer.
         Raises: what the store, `write` or `keep` raised first.
         """
-        for listed in wanted:
+        # The smallest comes first, alone: it tells whether tags are MD5s, before damage could be taken for encryption.
+        first = min(wanted, key=lambda listed: listed.num_bytes, default=None)
+        for listed in sorted(wanted, key=lambda listed: listed != first):
             self._todo.put(listed)
-        for _ in range(min(self._num_parallel, len(wanted))):
-            threading.Thread(target=self._work, name="data-fetch", daemon=True).start()
+        self._start(min(1, len(wanted)))
         num_done = done_bytes = 0
         try:
             while num_done < len(wanted):
@@ -70,11 +72,17 @@ class Transfer(Generic[_Written]):
                     continue
                 if isinstance(done, BaseException):
                     raise done
+                if not num_done:
+                    self._start(min(self._num_parallel, len(wanted)) - 1)
                 num_done, done_bytes = num_done + 1, done_bytes + done.num_bytes
                 on_progress(num_done, done_bytes)
         finally:
             with self._keeping:
                 self._over.set()
+
+    def _start(self, num_threads: int) -> None:
+        for _ in range(num_threads):
+            threading.Thread(target=self._work, name="data-fetch", daemon=True).start()
 
     def _work(self) -> None:
         try:
@@ -125,8 +133,9 @@ class Transfer(Generic[_Written]):
         if not self._tags_may_be_md5 or like_md5 is None:
             return True
         if like_md5[1] == hashlib.md5(data, usedforsecurity=False).hexdigest():
+            self._tags_are_md5 = True
             return True
-        if not self._store.holds(listed, data):
+        if self._tags_are_md5 or not self._store.holds(listed, data):
             return False
         self._tags_may_be_md5 = False  # the store encrypts: its tags only look like one
         return True

@@ -37,4 +37,5 @@ def is_due(cadence: SaveCadence, *, since_try_s: float, steps_since_try: int, co
             return since_try_s >= cadence.first_s
         case Auto():
             interval_s = plan_interval_s(cost_s=cost_s, mtbf_s=cadence.mtbf_s, budget_share=cadence.budget_share)
-            return since_try_s >= interval_s
+            shortest_s = cost_s / cadence.budget_share
+            return since_try_s >= max(min(interval_s, cadence.longest_s), shortest_s)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 
@@ -15,12 +16,14 @@ class Auto:
     mtbf_s: float = 3600.0  # assumed mean time between failures
     budget_share: float = 0.01  # at most this part of the time goes into saving
     first_s: float = 5.0  # until the first save is tried; its cost is then known
+    longest_s: float = math.inf  # whatever pays: with copies elsewhere, a lost machine loses what came after the last
 
     def __post_init__(self) -> None:
-        if self.mtbf_s <= 0 or not 0 < self.budget_share <= 1 or self.first_s < 0:
+        if self.mtbf_s <= 0 or not 0 < self.budget_share <= 1 or self.first_s < 0 or self.longest_s <= 0:
             raise UserError(
-                f"save cadence with mtbf_s {self.mtbf_s}, budget_share {self.budget_share}, first_s {self.first_s}",
-                remedy="use a positive mtbf_s, a budget_share over 0 and up to 1, and a first_s of 0 or more",
+                f"save cadence with mtbf_s {self.mtbf_s}, budget_share {self.budget_share}, first_s {self.first_s} and "
+                f"longest_s {self.longest_s}",
+                remedy="use a positive mtbf_s and longest_s, a budget_share over 0 and up to 1, a first_s of 0 or more",
             )
 
 

@@ -64,6 +64,8 @@ def parse_location(text: str) -> Location:
     message) and an endpoint without TLS that is not on this machine.
     """
     text = text.strip()
+    if not text:
+        raise UserError("no place is named", remedy="write s3://BUCKET/PREFIX, file:///mnt/disk or a folder")
     if not is_location(text):
         return Location(scheme="file", bucket="", path=str(Path(text).expanduser().absolute()))
     parts = urlsplit(text)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import difflib
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,6 +14,8 @@ from steadyolo.errors import UserError
 from steadyolo.spec.cadence import Auto, SaveCadence, parse_cadence, parse_duration_s
 from steadyolo.spec.location import Location, parse_location
 from steadyolo.spec.size import parse_bytes
+
+_LONGEST_WITH_TIERS_S = 40.0  # with the time that a copy takes, a lost machine loses less than a minute
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +56,8 @@ class RunSpec:
     def cadence(self) -> SaveCadence:
         """When saves are due, with the assumptions that `auto` rests on."""
         if isinstance(self.save_every, Auto):
-            return Auto(mtbf_s=self.mtbf_s, budget_share=self.save_budget_share)
+            longest_s = _LONGEST_WITH_TIERS_S if self.tiers else math.inf
+            return Auto(mtbf_s=self.mtbf_s, budget_share=self.save_budget_share, longest_s=longest_s)
         return self.save_every
 
     def to_dict(self) -> dict[str, Any]:

@@ -191,7 +191,7 @@ class Checkpoints:
         return Found(snapshot=None, rejected=tuple(rejected))
 
     def set_aside(self, name: str) -> str:
-        """Rename a bad checkpoint so that it never counts again and nothing is lost. Returns its new name."""
+        """Rename a checkpoint that must not be used: it counts no more, and nothing is lost. Returns its new name."""
         folder = self._folder(name)
         aside = next(path for n in count(1) if not (path := self.root / f"{name}.bad-{n}").exists())
         with self._keeping(f"checkpoint {name} could not be set aside"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -75,7 +75,10 @@ def newest_of_all(
 
     `token_of` says which session committed a checkpoint of the run folder. A tier that cannot be listed is an error:
     leave it out of `runs` to go on without it.
-    Raises: `Transient` when a store that is asked does not answer for too long.
+    What the folder holds beyond the one that is taken, from a session before it, is set aside and told in `rejected`:
+    under its newer name it would push out what is saved from here on.
+    A copy that one tier does not give in time is taken from the next.
+    Raises: `Transient` when a store that is asked does not answer for too long, and no other has that copy.
     """
     places: dict[Copy, list[str]] = {Copy(token_of(name), name): [RUN_FOLDER] for name in checkpoints.names()}
     for tier, run in runs.items():
@@ -83,18 +86,31 @@ def newest_of_all(
             places.setdefault(copy, []).append(tier)
     rejected: list[Rejected] = []
     for copy in sorted(places, reverse=True):
+        silent: Transient | None = None
         for tier in places[copy]:
             try:
                 tokens = {}
                 if tier != RUN_FOLDER:
                     bring(checkpoints, runs[tier], copy, patience=patience, progress=progress(tier, copy.name))
                     tokens = {writer: copy.token} if (writer := checkpoints.writer_of(copy.name)) else {}
-                return FoundCopy(
-                    snapshot=checkpoints.load(copy.name), tier=tier, rejected=tuple(rejected), tokens=tokens
-                )
+                snapshot = checkpoints.load(copy.name)
+                rejected += _set_aside_beyond(copy, checkpoints, rejected)
+                return FoundCopy(snapshot=snapshot, tier=tier, rejected=tuple(rejected), tokens=tokens)
             except (DataLoss, UserError) as error:
                 rejected.append(Rejected(name=copy.name, why=error.message, tier=tier))
+            except Transient as error:
+                silent = error
+        if silent is not None:  # an older one would do, but this one is kept: better to wait than to lose work
+            raise silent
     return FoundCopy(snapshot=None, tier=None, rejected=tuple(rejected), tokens={})
+
+
+def _set_aside_beyond(copy: Copy, checkpoints: Checkpoints, rejected: Sequence[Rejected]) -> list[Rejected]:
+    """Set aside what sorts after `copy` by name and was not rejected: sessions before its own committed that."""
+    judged = {found.name for found in rejected if found.tier == RUN_FOLDER}
+    beyond = [name for name in checkpoints.committed() if name > copy.name and name not in judged]
+    why = "the run was taken over before it, and went on from there; set aside as {}"
+    return [Rejected(name=name, why=why.format(checkpoints.set_aside(name))) for name in beyond]
 
 
 def bring(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 
-_NICENESS = 10  # what runs behind needs a few per cent of a core, and may wait for them
+_NICER = 10  # what runs behind needs a few per cent of a core, and may wait for them
 
 
 def give_way() -> None:
@@ -15,6 +15,7 @@ def give_way() -> None:
     nothing happens.
     """
     try:
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
+        training = os.getpriority(os.PRIO_PROCESS, os.getpid())  # the main thread's
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), min(19, training + _NICER))
     except (OSError, AttributeError):
         return

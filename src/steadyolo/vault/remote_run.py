@@ -282,7 +282,7 @@ def _at_most(under_way: set[Future[None]], number: int) -> set[Future[None]]:
 
 
 def _own_manifest(text: bytes, folder: Path) -> Manifest:
-    """The manifest of a checkpoint of ours. Raises: `DataLoss` whatever is wrong, since no store can help it."""
+    """The manifest of a checkpoint of ours. Raises: `DataLoss`, whatever is wrong: trying again cannot help."""
     try:
         return Manifest.from_json(text)
     except UserError as error:

@@ -122,10 +122,13 @@ def plan_pruning(run: RemoteRun, keep_last: int) -> Pruning:
 
 
 def prune(run: RemoteRun, pruning: Pruning) -> None:
-    """Delete what `pruning` names. Stopped at any point, it leaves whole copies, and orphans for the next time."""
+    """Delete what `pruning` names. Stopped at any point, it leaves whole copies, and orphans for the next time.
+
+    What was an orphan when it was planned and belongs to a copy that counts by now is left alone.
+    """
     for copy in pruning.copies:
         run.delete(copy)
-    for key in pruning.orphans:
+    for key in sorted(set(pruning.orphans) & set(run.orphans())):
         run.store.delete(key)
 
 

@@ -67,7 +67,7 @@ def test_it_really_is_parallel() -> None:
     together = threading.Barrier(4, timeout=10)
 
     def meet(verb: str, key: str, nth: int) -> None:
-        if verb == "get" and nth <= 4:
+        if verb == "get" and 2 <= nth <= 5:  # the first comes alone
             together.wait()
 
     transferred(WatchedStore(filled(MemoryStore()), meet), num_parallel=4)
@@ -82,7 +82,7 @@ def test_nothing_is_kept_after_a_failure() -> None:
         if verb == "get" and key == "data.yaml":
             release.wait(10)
             answered.set()
-        elif verb == "get":
+        elif verb == "get" and nth > 1:  # the first comes alone
             raise Transient("gone", remedy="wait")
 
     watched = WatchedStore(store, meet)
@@ -99,7 +99,7 @@ def test_nothing_is_kept_after_a_failure() -> None:
     for thread in threading.enumerate():
         if thread.name == "data-fetch":
             thread.join(10)
-    assert kept == []
+    assert kept == ["labels/train/empty.txt"], "only what was kept before the failure"
 
 
 def test_a_wrong_size_is_never_taken() -> None:

@@ -46,3 +46,11 @@ def test_due(
     cadence: SaveCadence, since_try_s: float, steps_since_try: int, cost_s: float | None, expected: bool
 ) -> None:
     assert is_due(cadence, since_try_s=since_try_s, steps_since_try=steps_since_try, cost_s=cost_s) is expected
+
+
+def test_copies_elsewhere_bound_the_interval_unless_saves_take_too_much() -> None:
+    cadence = Auto(mtbf_s=3600, budget_share=0.01, longest_s=40)
+    assert not is_due(cadence, since_try_s=39, steps_since_try=1, cost_s=0.3)
+    assert is_due(cadence, since_try_s=40, steps_since_try=1, cost_s=0.3)
+    assert not is_due(cadence, since_try_s=40, steps_since_try=1, cost_s=0.5)
+    assert is_due(cadence, since_try_s=50, steps_since_try=1, cost_s=0.5)

@@ -92,3 +92,8 @@ def test_sizes(text: str, num_bytes: int) -> None:
 def test_what_is_no_size(text: str) -> None:
     with pytest.raises(UserError, match="not a size"):
         parse_bytes(text)
+
+
+def test_no_place_is_not_the_working_folder() -> None:
+    with pytest.raises(UserError, match="no place"):
+        parse_location(" ")

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -39,7 +39,7 @@ def test_a_process_killed_while_it_claims_does_not_keep_its_successor_out(
     for number, nth in enumerate((1, 2), start=2):
         seen = 0
 
-        def dies(self: TierRecord, own: Path, nth: int = nth) -> None:
+        def dies(self: TierRecord, own: Path, nth: int = nth, write: Callable[..., None] = write) -> None:
             nonlocal seen
             seen += 1
             if seen == nth:

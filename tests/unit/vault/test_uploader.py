@@ -11,6 +11,7 @@ from steadyolo.vault.checkpoints import Checkpoints
 from steadyolo.vault.copy import Copy
 from steadyolo.vault.digested import from_text, to_text
 from steadyolo.vault.folder_store import FolderStore
+from steadyolo.vault.mirror import restore_mirror
 from steadyolo.vault.remote_run import RemoteRun
 from steadyolo.vault.session import take_place
 from tests.faults.disks import snapshot
@@ -266,3 +267,26 @@ def test_nothing_is_sent_where_a_disk_was_mounted(folder: Path, checkpoints: Che
     assert sender.work_once() > 0
     assert "mounted" in next(event.remedy for event in told if isinstance(event, CopyFailed))
     assert not root.exists()
+
+
+def test_a_mirror_whose_index_was_not_written_gives_back_what_the_last_one_knew(
+    folder: Path, checkpoints: Checkpoints, tmp_path: Path
+) -> None:
+    store = Watched(MemoryStore())
+    upload_all(store, folder, checkpoints)
+    before = (folder / "steadyolo" / "events.jsonl").read_bytes()
+    with (folder / "steadyolo" / "events.jsonl").open("ab") as file:
+        file.write(b'{"kind": "later"}\n')
+
+    def die_before_the_index(operation: str, key: str) -> None:
+        if operation == "put" and key.endswith("mirror.json"):
+            raise Transient("cut", remedy="wait")
+
+    store.meet = die_before_the_index
+    sender, told = uploader(store, folder, checkpoints)
+    sender.work_once()
+    assert any(isinstance(event, CopyFailed) for event in told), "no fault happened, so this proves nothing"
+    number, problems = restore_mirror(RemoteRun(store.store, "train"), tmp_path / "back")
+    assert problems == []
+    assert number == 3
+    assert (tmp_path / "back" / "steadyolo" / "events.jsonl").read_bytes() == before
