@@ -9,6 +9,7 @@ from typing import Protocol
 from steadyolo.errors import SteadyError, UserError
 
 Data = bytes | memoryview
+SEALED = b"STEADYO1"  # what the body of an encrypted object begins with
 _NO_NAME = re.compile(r"\.{0,2}|.*[\x00-\x1f\x7f\\].*", re.DOTALL)  # what some store would change or refuse
 
 

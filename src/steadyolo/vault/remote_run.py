@@ -16,7 +16,7 @@ from steadyolo.vault.claim import Claim
 from steadyolo.vault.copy import Copy, Part, StoredManifest, cut
 from steadyolo.vault.crew import Crew
 from steadyolo.vault.manifest import Manifest
-from steadyolo.vault.objects import Absent, Listed, ObjectStore
+from steadyolo.vault.objects import SEALED, Absent, Listed, ObjectStore
 
 OURS = "steadyolo"
 WRITER = f"{OURS}/writer.json"
@@ -62,6 +62,11 @@ class RemoteRun:
             found = self.store.get(self._key(WRITER))
         except Absent:
             return None
+        if found.data.startswith(SEALED):
+            raise UserError(
+                f"{self.url} is encrypted",
+                remedy="give the key that it was written with: key=FILE or key_command=… in the URL",
+            )
         try:
             return Owner(claim=Claim.from_json(found.data, where=self.url), tag=found.tag)
         except DataLoss as error:  # on its way, more often than not: the object itself is never changed in place

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from steadyolo.errors import DataLoss, UserError
-from steadyolo.vault.objects import Absent, Data, Listed, ObjectStore, Stored, Taken
+from steadyolo.vault.objects import SEALED, Absent, Data, Listed, ObjectStore, Stored, Taken
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 KEY_BYTES = 32
-_MAGIC = b"STEADYO1"
+_MAGIC = SEALED
 _ID_BYTES, _SALT_BYTES, _NONCE_BYTES, _TAG_BYTES = 8, 16, 12, 16
 _HEADER_BYTES = len(_MAGIC) + _ID_BYTES + _SALT_BYTES + _NONCE_BYTES
 _COMMAND_TIMEOUT_S = 60.0
