@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import hashlib
+import logging
+import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from itertools import count
 from pathlib import Path, PurePosixPath
 
-from steadyolo.errors import DataLoss
+from steadyolo.errors import DataLoss, UserError
 from steadyolo.vault.claim import Claim
 from steadyolo.vault.digested import from_text, to_text
 from steadyolo.vault.disk import ensure_folder
 from steadyolo.vault.files import replace_file
-from steadyolo.vault.objects import Absent
+from steadyolo.vault.objects import Absent, checked_key
 from steadyolo.vault.remote_run import OURS, Pace, RemoteRun
+
+logger = logging.getLogger(__name__)
 
 INDEX = f"{OURS}/mirror.json"
 SEGMENT_BYTES = 2**20  # logs grow at their end: only the last segment of one is sent again
@@ -41,23 +46,33 @@ class RunMirror:
         self._index: dict[str, list[Segment]] | None = None
 
     def push(self, *, claim: Claim, pace: Pace) -> int:
-        """Bring the store up to date. Returns the bytes that were sent. Raises: `Transient`, `UserError`, `Fenced`."""
+        """Bring the store up to date. Returns the bytes that were sent. Raises: `Transient`, `UserError`, `Fenced`.
+
+        A file that cannot be read, or has a name that no store can keep, is left out and keeps none of the others back.
+        """
         if self._index is None:
             self._index = _index_of(self._run)
         self._run.check(claim)
         sent_bytes, changed = 0, False
         for path, stamp in self._changed():
-            segments = list(_segments(self._folder, path))
             known = {segment.key: segment for segment in self._index.get(path, [])}
-            for segment, data in segments:
-                if known.get(segment.key) != segment:
-                    pace(len(data))
-                    self._run.store.put(f"{self._run.name}/{segment.key}", data)
-                    sent_bytes += len(data)
-            self._index[path] = list(dict(segments))
+            segments: list[Segment] = []
+            self._run.check(claim)  # these objects, unlike a checkpoint's, have the same names for a successor
+            try:
+                for segment, data in _segments(self._folder, path):
+                    if known.get(segment.key) != segment:
+                        pace(len(data))
+                        self._run.store.put(f"{self._run.name}/{segment.key}", data)
+                        sent_bytes += len(data)
+                    segments.append(segment)
+            except OSError as error:
+                logger.info("%s is not mirrored: %s", path, error)
+                continue
+            self._index[path] = segments
             self._seen[path] = stamp
             changed = True
         if changed:
+            self._run.check(claim)
             index = {path: [asdict(segment) for segment in segments] for path, segments in self._index.items()}
             self._run.store.put(f"{self._run.name}/{INDEX}", to_text({"version": 1, "files": index}))
         return sent_bytes
@@ -68,10 +83,11 @@ class RunMirror:
             if relative.startswith(_NOT_MIRRORED) or path.name.endswith(".partial") or path.is_symlink():
                 continue
             try:
+                checked_key(relative)
                 if not path.is_file():
                     continue
                 stat = path.stat()
-            except OSError:  # deleted while we look
+            except (OSError, UserError):  # deleted while we look; or no name that every store can keep
                 continue
             if self._seen.get(relative) != (stat.st_size, stat.st_mtime_ns):
                 yield relative, (stat.st_size, stat.st_mtime_ns)
@@ -123,11 +139,16 @@ def _index_of(run: RemoteRun) -> dict[str, list[Segment]]:
 
 
 def _segments(folder: Path, path: str) -> Iterator[tuple[Segment, bytes]]:
-    """The file as it is now, in the pieces that it is stored in."""
+    """The file as it is now, in the pieces that it is stored in, one at a time. Raises: `OSError`."""
     name = PurePosixPath(path).name
     size_bytes = SEGMENT_BYTES if name.endswith(".jsonl") or "tfevents" in name else WHOLE_BYTES
     with (folder / path).open("rb") as file:
-        pieces = list(iter(lambda: file.read(size_bytes), b"")) or [b""]
-    for number, piece in enumerate(pieces):
-        key = path if len(pieces) == 1 and size_bytes == WHOLE_BYTES else f"{path}.part-{number:05d}"
-        yield Segment(key=key, num_bytes=len(piece), sha256=hashlib.sha256(piece).hexdigest()), piece
+        is_one = size_bytes == WHOLE_BYTES and os.fstat(file.fileno()).st_size <= WHOLE_BYTES
+        for number in count():
+            piece = file.read(size_bytes)
+            if number and not piece:
+                return
+            key = path if is_one else f"{path}.part-{number:05d}"
+            yield Segment(key=key, num_bytes=len(piece), sha256=hashlib.sha256(piece).hexdigest()), piece
+            if is_one:  # what is appended at this moment is sent the next time
+                return

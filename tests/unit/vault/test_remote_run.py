@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from steadyolo.adapters.objects.sealed_store import SealedStore
 from steadyolo.errors import DataLoss, UserError
 from steadyolo.testing.memory_store import MemoryStore
 from steadyolo.vault import copy as copy_module
@@ -255,3 +256,11 @@ def test_parts_make_up_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
     assert list(cut("a", 4)) == [("a", 0, 4)]
     assert list(cut("a", 0)) == [("a", 0, 0)]
     assert list(cut("a", 9)) == [("a.part-00000", 0, 4), ("a.part-00001", 4, 4), ("a.part-00002", 8, 1)]
+
+
+def test_an_encrypted_run_without_its_key_is_a_clear_error(store: MemoryStore) -> None:
+    """Not a claim that is damaged, which would be waited for, and then be removed as its remedy says."""
+    take_place(SealedStore(store, b"k" * 32), "train", claim(), is_ours=False)
+    with pytest.raises(UserError, match="is encrypted") as caught:
+        RemoteRun(store, "train").owner()
+    assert "key=FILE" in caught.value.remedy

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -290,3 +291,55 @@ def test_a_mirror_whose_index_was_not_written_gives_back_what_the_last_one_knew(
     assert problems == []
     assert number == 3
     assert (tmp_path / "back" / "steadyolo" / "events.jsonl").read_bytes() == before
+
+
+def test_a_file_that_cannot_be_kept_does_not_keep_the_others_back(
+    folder: Path, checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One has a name that stores refuse, one may not be read: such as a plot that somebody else put there."""
+    (folder / "a\\b.png").write_text("x")
+    (folder / "locked.png").write_text("x")
+    opened = Path.open
+
+    def refuse(self: Path, *args: Any, **kwargs: Any) -> Any:
+        if self.name == "locked.png":
+            raise PermissionError(13, "Permission denied", str(self))
+        return opened(self, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "open", refuse)
+    store = MemoryStore()
+    upload_all(store, folder, checkpoints)
+    assert {"train/results.csv", "train/steadyolo/mirror.json"} <= store.objects.keys()
+    assert not [key for key in store.objects if "png" in key]
+
+
+def test_a_large_file_comes_back_from_its_pieces(
+    folder: Path, checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("steadyolo.vault.mirror.WHOLE_BYTES", 100)
+    data = bytes(range(250))
+    (folder / "predictions.json").write_bytes(data)
+    run = upload_all(MemoryStore(), folder, checkpoints)
+    (tmp_path / "there").mkdir()
+    assert restore_mirror(run, tmp_path / "there")[1] == []
+    assert (tmp_path / "there" / "predictions.json").read_bytes() == data
+    assert (tmp_path / "there" / "results.csv").read_bytes() == (folder / "results.csv").read_bytes()
+
+
+def test_a_writer_with_a_successor_does_not_go_on_mirroring(folder: Path, checkpoints: Checkpoints) -> None:
+    """It is in the middle of a push: these objects have the same names for its successor."""
+    store = Watched(MemoryStore())
+    sender, told = uploader(store, folder, checkpoints)
+    sender.work_once()
+
+    def take_over(operation: str, key: str) -> None:
+        if operation == "put" and key.endswith("results.csv"):
+            store.meet = lambda operation, key: None
+            take_place(store, "train", claim(2, "w2"), is_ours=True)
+
+    store.meet = take_over
+    sender.flush()
+    sender.work_once()
+    assert any(isinstance(event, TakenOver) for event in told)
+    after = store.calls[store.calls.index(("after put", "train/results.csv")) :]
+    assert not [key for operation, key in after if operation == "put"]
