@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from steadyolo.events import Event
@@ -19,8 +19,11 @@ from tests.faults.disks import snapshot
 RUN_ID = "run-1"
 
 
-def claim(token: int = 1, writer_id: str = "w1", run_id: str = RUN_ID) -> Claim:
-    return Claim(token=token, run_id=run_id, writer_id=writer_id, host="here", since="2026-01-01T00:00:00+00:00")
+def claim(
+    token: int = 1, writer_id: str = "w1", run_id: str = RUN_ID, tiers: Mapping[str, str] | None = None
+) -> Claim:
+    since = "2026-01-01T00:00:00+00:00"
+    return Claim(token=token, run_id=run_id, writer_id=writer_id, host="here", since=since, tiers=tiers or {})
 
 
 def run_folder(folder: Path, *steps: int) -> Checkpoints:
@@ -121,7 +124,7 @@ def uploader(
     """An uploader of the run in `folder`, not started: `work_once` is called by the test. And what it told."""
     told: list[Event] = []
     clock = clock or Clock()
-    mine = claim(token, writer_id)
+    mine = claim(token, writer_id, tiers=tiers)
     return Uploader(
         folder,
         settings=TierSettings(tier="store", **settings),  # type: ignore[arg-type]

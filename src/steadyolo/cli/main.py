@@ -36,6 +36,9 @@ def run() -> None:
         sys.stderr.write(f"error: {error}\n")
         sys.exit(EXIT_WRONG_REQUEST if isinstance(error, UserError) else EXIT_FAILED)
     except OSError as error:
+        if error.errno in {errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG}:
+            sys.stderr.write(f"error: {error}\n  remedy: name another path; a file is where a folder has to be\n")
+            sys.exit(EXIT_WRONG_REQUEST)
         if error.errno not in {errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT, errno.EIO}:
             raise
         sys.stderr.write(f"error: {error}\n  remedy: make room or mend the disk; checkpoints that are there are kept\n")

@@ -27,6 +27,7 @@ from steadyolo.vault.session import new_writer_id, open_session
 from steadyolo.vault.tiers import Tiers
 from steadyolo.vault.uploader import TierSettings
 
+SETTINGS = {"store": "store.url", "replica": "store.replica", "disk": "store.disk"}
 PATIENCE_S = 600.0  # for a person who waits, or a machine that starts while the network does
 
 
@@ -70,21 +71,43 @@ def named_runs(url: str) -> list[RemoteRun]:
     return [RemoteRun(store, name) for name in names]
 
 
-def all_copies(url: str) -> dict[str, RemoteRun]:
-    """The run that `url` names in every tier that can be reached, by tier, fastest first. What cannot is told."""
+@dataclass(frozen=True, slots=True)
+class KeptRun:
+    """A run and every copy of it that can be reached, by tier, fastest first. `changes` are settings of tiers that are
+    elsewhere now: reached by another URL than the run was told, or not at all where another was given.
+    """
+
+    name: str
+    copies: dict[str, RemoteRun]
+    changes: dict[str, str]
+
+
+def all_copies(url: str) -> KeptRun:
+    """The run that `url` names, in every tier that can be reached. What cannot is told."""
+    location = parse_location(url)
     run = named_run(url)
     owner = run.owner()
-    claim = owner.claim if owner else None
-    runs: dict[str, RemoteRun] = {}
-    for tier, text in (claim.tiers if claim else {}).items():
+    told = dict(owner.claim.tiers) if owner else {}
+    copies: dict[str, RemoteRun] = {}
+    for tier, text in told.items():
         try:
-            found = _same_run(open_place(parse_location(text)).store, run.name, claim.run_id if claim else "")
+            found = _same_run(open_place(parse_location(text)).store, run.name, owner.claim.run_id if owner else "")
         except SteadyError as error:
             warn(f"warning: {tier}: {error.message}; going on without it")
             continue
         if found is not None:
-            runs[tier] = run if found.url == run.url else found
-    return runs if any(found is run for found in runs.values()) else {**runs, "given": run}
+            copies[tier] = run if found.url == run.url else found
+    given = next((tier for tier, found in copies.items() if found is run), None)
+    if given is None:  # the place is another now: a disk that is mounted elsewhere, a key that lies elsewhere
+        alike = (tier for tier, text in told.items() if tier not in copies and _is_like(text, location))
+        given = next(alike, "store" if "store" not in copies else "replica")
+        copies[given] = run
+    place = str(location.parent)
+    return KeptRun(run.name, copies, {SETTINGS[given]: place} if told.get(given) != place else {})
+
+
+def _is_like(text: str, location: Location) -> bool:
+    return parse_location(text).scheme == location.scheme
 
 
 def pushed(folder: Path, *, timeout_s: float) -> list[str]:

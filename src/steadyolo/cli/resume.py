@@ -38,7 +38,8 @@ def resume(
     if unknown := [word for word in allowed if word not in _ALLOWABLE]:
         raise UserError(f"allow={unknown[0]} is unknown", remedy=f"use one or more of {', '.join(_ALLOWABLE)}")
     if is_location(run):
-        folder = fetch_run(run, project=arguments.pop("project", None))
+        folder, moved = fetch_run(run, project=arguments.pop("project", None))
+        ours = {**moved, **ours}
         allowed.append("takeover")
     else:
         folder = Path(run)
@@ -49,19 +50,19 @@ def resume(
     )
 
 
-def fetch_run(url: str, *, project: object) -> Path:
-    """Put the run that `url` names back into a folder under `project`, and return that.
+def fetch_run(url: str, *, project: object) -> tuple[Path, dict[str, str]]:
+    """Put the run that `url` names back into a folder under `project`. Returns that, and where its tiers are now.
 
     Raises: DataLoss when no copy can be used, UserError where something has to be changed first.
     """
     from steadyolo.cli.places import all_copies, patient, shown_arrival, warn
     from steadyolo.vault.restore import restore_run
 
-    runs = all_copies(url)
+    kept = all_copies(url)
     folder = Path(str(project or "runs/restored")) / parse_location(url).name
     warn(f"restoring {url} into {folder}")
     with shown_arrival() as progress:
-        restored = restore_run(runs, folder, patience=patient(), progress=progress)
+        restored = restore_run(kept.copies, folder, patience=patient(), progress=progress)
     for rejected in restored.found.rejected:
         warn(f"warning: {rejected.name} in the {rejected.tier} is not used: {rejected.why}")
     for problem in restored.problems:
@@ -69,7 +70,7 @@ def fetch_run(url: str, *, project: object) -> Path:
     if restored.found.snapshot is None:
         raise DataLoss(f"no copy of {url} can be used", remedy="look at the warnings above; another place may have one")
     warn(f"{restored.found.snapshot.name} comes from the {restored.found.tier}")
-    return folder
+    return folder, kept.changes
 
 
 def task_of_run(run: Path) -> str:

@@ -142,10 +142,10 @@ def restore(
 
     started = time.monotonic()
     console = Console(stderr=True)
-    runs = all_copies(url)
-    folder = into / next(reversed(list(runs.values()))).name
+    kept = all_copies(url)
+    folder = into / kept.name
     with shown_arrival() as progress:
-        restored = restore_run(runs, folder, patience=patient(), progress=progress)
+        restored = restore_run(kept.copies, folder, patience=patient(), progress=progress)
     seconds = time.monotonic() - started
     for rejected in restored.found.rejected:
         console.print(f"warning: {rejected.name} in the {rejected.tier} is not used: {rejected.why}")
@@ -177,10 +177,10 @@ def drill(url: Url, as_json: Json = False) -> None:
     from steadyolo.vault.restore import restore_run
 
     started = time.monotonic()
-    runs = all_copies(url)
+    kept = all_copies(url)
     with tempfile.TemporaryDirectory(prefix="steadyolo-drill-") as temporary, shown_arrival() as progress:
         folder = Path(temporary) / "run"
-        restored = restore_run(runs, folder, patience=patient(), progress=progress)
+        restored = restore_run(kept.copies, folder, patience=patient(), progress=progress)
         if restored.found.snapshot is None:
             reasons = "".join(f"\n    {found.tier}: {found.name}: {found.why}" for found in restored.found.rejected)
             raise DataLoss(
@@ -246,7 +246,7 @@ def _read(url: str, work: Any, *, as_json: bool) -> None:
                 "run": run.url,
                 "read_bytes": reading.num_bytes,
                 "total_bytes": reading.total_bytes,
-                "bad": {found.copy.label: found.why for found in reading.bad},
+                "bad": {found.what: found.why for found in reading.bad},
             }
         )
     healthy = not any(entry["bad"] for entry in told)

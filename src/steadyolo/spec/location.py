@@ -68,7 +68,7 @@ def parse_location(text: str) -> Location:
         raise UserError("no place is named", remedy="write s3://BUCKET/PREFIX, file:///mnt/disk or a folder")
     if not is_location(text):
         return Location(scheme="file", bucket="", path=str(Path(text).expanduser().absolute()))
-    parts = urlsplit(text)
+    parts = urlsplit(text.replace("#", "%23"))  # a name may hold one; a place has no fragments
     scheme = {"gcs": "gs", "azure": "az", "abfs": "az", "abfss": "az"}.get(parts.scheme, parts.scheme)
     if scheme not in SCHEMES:
         near = difflib.get_close_matches(scheme, SCHEMES, n=1, cutoff=0.5)

@@ -17,6 +17,7 @@ from steadyolo.vault.disk import LOCAL_DISK, Disk, ensure_folder
 from steadyolo.vault.objects import Absent, Data, Listed, Stored, Taken, checked_key
 
 _Result = TypeVar("_Result")
+_LOST_AND_FOUND = "lost+found"  # a file system's own, at the root of a disk, and closed to most
 _OURS = ".steadyolo-"  # names that begin so are no objects
 _NUM_TRIES = 10  # to create something in a folder that somebody else removes
 _STALE_S = 3600.0  # a file that is still being written is younger
@@ -95,7 +96,7 @@ class FolderStore:
         """The objects under a folder, which may vanish while we look."""
         with suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
             for entry in entries:
-                if entry.name.startswith(_OURS):
+                if entry.name.startswith(_OURS) or entry.name == _LOST_AND_FOUND:
                     continue
                 path = folder / entry.name
                 if entry.is_dir(follow_symlinks=False):

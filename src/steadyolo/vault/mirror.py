@@ -117,6 +117,17 @@ def restore_mirror(run: RemoteRun, into: Path) -> tuple[int, list[str]]:
     return len(index), problems
 
 
+def verify_mirror(run: RemoteRun) -> tuple[int, dict[str, str]]:
+    """Read every mirrored file of `run`. Returns the bytes that are good, and by path what is wrong with the others."""
+    num_bytes, problems = 0, {}
+    for path, segments in _index_of(run).items():
+        try:
+            num_bytes += sum(len(_fetched(run, segment)) for segment in segments)
+        except DataLoss as error:
+            problems[path] = error.message
+    return num_bytes, problems
+
+
 def _fetched(run: RemoteRun, segment: Segment) -> bytes:
     try:
         data = run.store.get(f"{run.name}/{segment.key}").data

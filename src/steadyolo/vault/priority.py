@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import os
 import threading
+from contextlib import suppress
 
-_NICER = 10  # what runs behind needs a few per cent of a core, and may wait for them
+_LAST = 19  # the niceness of those that come last: a sixtieth of a core where all are wanted, and any that is idle
 
 
 def give_way() -> None:
     """Let the threads of training come before the calling one, and before all that it starts.
 
-    On Linux niceness is a thread's own and is inherited, so that this reaches the transfers' threads too. Elsewhere
-    nothing happens.
+    Where training computes on every core, its threads wait for each other, so that what one of them loses all lose. On
+    Linux niceness and scheduling policy are a thread's own and are inherited, so that this reaches the transfers' threads
+    too; a thread of the policy for batches does not interrupt one that computes. Elsewhere nothing happens.
     """
-    try:
-        training = os.getpriority(os.PRIO_PROCESS, os.getpid())  # the main thread's
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), min(19, training + _NICER))
-    except (OSError, AttributeError):
-        return
+    with suppress(OSError, AttributeError):
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LAST)
+        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))

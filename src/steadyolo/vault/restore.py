@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from steadyolo.errors import DataLoss, UserError
 from steadyolo.vault.checkpoints import Checkpoints, best_suffix_of
 from steadyolo.vault.disk import ensure_folder
 from steadyolo.vault.files import replace_file
+from steadyolo.vault.lock import RunLock
 from steadyolo.vault.mirror import restore_mirror
 from steadyolo.vault.newest import FoundCopy, Patience, Progress, bring, newest_of_all
 from steadyolo.vault.objects import ObjectStore
@@ -19,6 +21,7 @@ from steadyolo.vault.session import TierRecord
 from steadyolo.vault.tiers import token_of
 
 OURS_FOLDER = "steadyolo"
+_LEFT_BY_A_KILL = {OURS_FOLDER, f"{OURS_FOLDER}/lock", f"{OURS_FOLDER}/.tiers.json.partial"}  # before it was begun
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,7 +36,8 @@ class Restored:
 def find_run(store: ObjectStore, name: str, *, patience: Patience) -> RemoteRun:
     """Run `name` in `store`. Raises: UserError naming the runs that are there."""
     run = RemoteRun(store, name)
-    if not name or patience.keep_trying(run.owner) is None:
+    is_there = bool(name) and (patience.keep_trying(run.owner) is not None or patience.keep_trying(run.copies))
+    if not is_there:  # copies without a claim, which somebody removed, are a run all the same
         there = patience.keep_trying(lambda: runs_in(store))
         known = f"name one of the runs there: {', '.join(there[-10:])}" if there else "check the URL"
         raise UserError(f"{run.url} is not a run that steadyolo keeps", remedy=known)
@@ -51,11 +55,18 @@ def restore_run(
     checkpoint that verifies in any of them, and the best one.
 
     What `folder` holds of the same run is kept and used; a restore that was interrupted goes on.
-    Raises: UserError when `folder` holds something else; `Transient` when the stores fail for too long.
+    Raises: UserError when `folder` holds something else or is in use; `Transient` when the stores fail for too long.
     """
-    own = folder / OURS_FOLDER
     record = _record_for(runs, folder, patience=patience)
-    ensure_folder(own)
+    ensure_folder(folder / OURS_FOLDER)
+    with RunLock(folder / OURS_FOLDER).acquire():
+        return _restore(runs, folder, record, patience=patience, progress=progress)
+
+
+def _restore(
+    runs: Mapping[str, RemoteRun], folder: Path, record: TierRecord, *, patience: Patience, progress: Progress
+) -> Restored:
+    own = folder / OURS_FOLDER
     record.write(own)  # from here on an interrupted restore is known to be one of this run
     problems: list[str] = []
     for run in runs.values():
@@ -83,9 +94,9 @@ def restore_run(
 def _record_for(runs: Mapping[str, RemoteRun], folder: Path, *, patience: Patience) -> TierRecord:
     """The folder's record, or a new one where the folder is empty."""
     owners = [owner for run in runs.values() if (owner := patience.keep_trying(run.owner)) is not None]
-    run_id = owners[0].claim.run_id
     record = TierRecord.read(folder / OURS_FOLDER)
-    is_empty = not folder.is_dir() or not any(folder.iterdir())
+    run_id = owners[0].claim.run_id if owners else record.run_id if record else uuid.uuid4().hex
+    is_empty = {path.relative_to(folder).as_posix() for path in folder.rglob("*")} <= _LEFT_BY_A_KILL
     if (record is None and not is_empty) or (record is not None and record.run_id != run_id):
         raise UserError(f"{folder} is there and holds something else", remedy="choose another project= or name=")
     record = record or TierRecord(run_id=run_id)

@@ -16,6 +16,8 @@ from steadyolo.vault.remote_run import RemoteRun
 from steadyolo.vault.session import Session, TierRecord, take_place
 from steadyolo.vault.uploader import TierSettings, Uploader
 
+_LOOK_EVERY_S = 0.2
+
 
 class Tiers:
     """One uploader for each tier of a session. While entered they run; leaving ends them within a moment.
@@ -76,16 +78,18 @@ class Tiers:
         """Checkpoints that the run folder must keep, because they have yet to be read from it."""
         return {name for uploader in self._uploaders.values() for name in uploader.needed()}
 
-    def drain(self, timeout_s: float) -> list[str]:
-        """Wait until everything is everywhere, for at most `timeout_s` in all. Returns the tiers that were not done."""
+    def drain(self, timeout_s: float, *, give_up: Callable[[], bool] = lambda: False) -> list[str]:
+        """Wait until everything is everywhere, for at most `timeout_s` in all, or until `give_up` says so.
+
+        Returns the tiers that were not done.
+        """
         ends_at = time.monotonic() + timeout_s
         for uploader in self._uploaders.values():
             uploader.flush()
-        return [
-            tier
-            for tier, uploader in self._uploaders.items()
-            if not uploader.drain(max(0.0, ends_at - time.monotonic()))
-        ]
+        left = dict(self._uploaders)
+        while left and time.monotonic() < ends_at and not give_up():
+            left = {tier: uploader for tier, uploader in left.items() if not uploader.drain(_LOOK_EVERY_S)}
+        return [tier for tier, uploader in left.items() if not uploader.drain(0.0)]
 
     def _heard(self, event: events.Event) -> None:
         if isinstance(event, events.TakenOver):

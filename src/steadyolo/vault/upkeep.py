@@ -12,6 +12,7 @@ from steadyolo.plan.retention import plan_retention
 from steadyolo.vault.checkpoints import STATE, best_suffix_of
 from steadyolo.vault.copy import Copy, Part
 from steadyolo.vault.digested import from_text, to_text
+from steadyolo.vault.mirror import verify_mirror
 from steadyolo.vault.objects import Absent
 from steadyolo.vault.remote_run import OURS, RemoteRun
 
@@ -27,22 +28,35 @@ class BadCopy:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Bad:
+    """A copy, by its label, or a mirrored file that is not what was sent, and why."""
+
+    what: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Reading:
-    """What reading copies gave: the bytes that were read, how many there are in all, and what was found to be bad."""
+    """What reading a run gave: the bytes that were read, how many there are in all, and what was found to be bad."""
 
     num_bytes: int
     total_bytes: int
-    bad: tuple[BadCopy, ...]
+    bad: tuple[Bad, ...]
 
 
 def verify_all(run: RemoteRun) -> Reading:
-    """Read every copy of `run` whole."""
-    num_bytes, bad = 0, []
-    for copy in run.copies():
+    """Read everything of `run`: its copies and its other files. A run without a copy is not well."""
+    copies = run.copies()
+    bad = [] if copies else [Bad(what="copies", why="there is none yet")]
+    num_bytes = 0
+    for copy in copies:
         try:
             num_bytes += run.verify(copy)
         except (DataLoss, UserError) as error:
-            bad.append(BadCopy(copy=copy, why=error.message))
+            bad.append(Bad(what=copy.label, why=error.message))
+    mirrored_bytes, problems = verify_mirror(run)
+    num_bytes += mirrored_bytes
+    bad += [Bad(what=path, why=why) for path, why in problems.items()]
     return Reading(num_bytes=num_bytes, total_bytes=num_bytes, bad=tuple(bad))
 
 
@@ -54,13 +68,13 @@ def scrub(run: RemoteRun, share: float) -> Reading:
     """
     if not 0 < share <= 1:
         raise UserError(f"a share of {share} cannot be read", remedy="use a share over 0 and up to 1, such as 0.05")
-    bad: list[BadCopy] = []
+    bad: list[Bad] = []
     parts: list[tuple[str, Copy, Part]] = []
     for copy in run.copies():
         try:
             parts += [(_place(copy, part), copy, part) for part in run.manifest(copy).parts]
         except (DataLoss, UserError) as error:
-            bad.append(BadCopy(copy=copy, why=error.message))
+            bad.append(Bad(what=copy.label, why=error.message))
     parts.sort(key=lambda item: item[0])
     total_bytes = sum(part.num_bytes for _, _, part in parts)
     last = _cursor(run)
@@ -72,7 +86,7 @@ def scrub(run: RemoteRun, share: float) -> Reading:
         try:
             run.verify(copy, only=lambda found, part=part: found == part)  # type: ignore[misc]
         except (DataLoss, UserError) as error:
-            bad.append(BadCopy(copy=copy, why=error.message))
+            bad.append(Bad(what=copy.label, why=error.message))
         num_bytes += part.num_bytes
         last = place
     run.store.put(f"{run.name}/{CURSOR}", to_text({"version": 1, "last": last}))

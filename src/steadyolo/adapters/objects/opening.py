@@ -42,9 +42,22 @@ def open_store(location: Location, *, timeout_s: float = TIMEOUT_S) -> ObjectSto
     return SealedStore(store, key_from_command(location.options["key_command"]))
 
 
-def open_stores(tiers: Mapping[str, Location]) -> dict[str, ObjectStore]:
-    """The store of each tier. Raises: as `open_store`."""
-    return {tier: open_store(location) for tier, location in tiers.items()}
+def open_stores(
+    tiers: Mapping[str, Location], *, on_failure: Callable[[str], None] | None = None
+) -> dict[str, ObjectStore]:
+    """The store of each tier. One that cannot be opened is left out and told `on_failure`; without that it is raised.
+
+    Raises: as `open_store`.
+    """
+    stores: dict[str, ObjectStore] = {}
+    for tier, location in tiers.items():
+        try:
+            stores[tier] = open_store(location)
+        except UserError as error:
+            if on_failure is None:
+                raise
+            on_failure(f"the {tier} is left out: {error}")
+    return stores
 
 
 def _open_plain(location: Location, timeout_s: float) -> ObjectStore:

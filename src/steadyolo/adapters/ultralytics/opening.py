@@ -101,7 +101,7 @@ def open_existing(folder: Path, given: Mapping[str, Any], ours: Mapping[str, str
         }
         check_changes(changes)
         spec = before.changed(changes, ours)
-        stores, writer = open_stores(spec.tiers), new_writer_id()
+        stores, writer = open_stores(spec.tiers, on_failure=LOGGER.warning), new_writer_id()
         takeover = "takeover" in allowed
         session = open_session(stores, folder, writer, tiers=spec.tiers, takeover=takeover, must_reach=False)
         found, session = _newest(own, writer, session)

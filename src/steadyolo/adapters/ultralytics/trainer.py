@@ -389,7 +389,7 @@ class SteadyTrainer(BaseTrainer):  # type: ignore[misc]  # upstream is untyped
                     best_epoch=state.ledger.best_epoch,
                 )
             )
-            if late := tiers.drain(self.spec.store_drain_s):
+            if late := tiers.drain(self.spec.store_drain_s, give_up=lambda: stop.requested):
                 LOGGER.warning(
                     f"the run is finished and kept here, but {' and '.join(late)} lack its last part: "
                     f"run steadyolo store push {self._folder}"
