@@ -19,9 +19,7 @@ from tests.faults.disks import snapshot
 RUN_ID = "run-1"
 
 
-def claim(
-    token: int = 1, writer_id: str = "w1", run_id: str = RUN_ID, tiers: Mapping[str, str] | None = None
-) -> Claim:
+def claim(token: int = 1, writer_id: str = "w1", run_id: str = RUN_ID, tiers: Mapping[str, str] | None = None) -> Claim:
     since = "2026-01-01T00:00:00+00:00"
     return Claim(token=token, run_id=run_id, writer_id=writer_id, host="here", since=since, tiers=tiers or {})
 
@@ -119,6 +117,7 @@ def uploader(
     token: int = 1,
     writer_id: str = "w1",
     place: Callable[[], RemoteRun] | None = None,
+    tiers: Mapping[str, str] | None = None,
     **settings: object,
 ) -> tuple[Uploader, list[Event]]:
     """An uploader of the run in `folder`, not started: `work_once` is called by the test. And what it told."""

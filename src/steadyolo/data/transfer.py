@@ -116,7 +116,7 @@ class Transfer(Generic[_Written]):
 
     def _checked(self, listed: Listed) -> bytes:
         try:
-            data = self._store.get(listed.key).data
+            data = bytes(self._store.get(listed.key).data)
         except Absent:
             raise Transient(f"{listed.key} is no longer in {self._store.url}", remedy=_AGAIN) from None
         if len(data) != listed.num_bytes or not self._is_body_of(listed, data):

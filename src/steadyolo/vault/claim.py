@@ -8,6 +8,7 @@ from typing import ClassVar
 
 from steadyolo.errors import UserError
 from steadyolo.vault.digested import from_text, to_text
+from steadyolo.vault.objects import Data
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,7 +31,7 @@ class Claim:
         return to_text({"version": self.VERSION, **asdict(self)})
 
     @classmethod
-    def from_json(cls, text: bytes, *, where: str) -> Claim:
+    def from_json(cls, text: Data, *, where: str) -> Claim:
         """Raises: `DataLoss` when the text is damaged, `UserError` for another version."""
         remedy = "wait: it is read again; if it stays so, remove that object while no process writes to this run"
         raw = from_text(text, what=f"writer.json of {where}", remedy=remedy)

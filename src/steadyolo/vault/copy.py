@@ -10,6 +10,7 @@ from typing import ClassVar
 from steadyolo.errors import DataLoss, UserError
 from steadyolo.vault.digested import from_text, to_text
 from steadyolo.vault.manifest import Manifest
+from steadyolo.vault.objects import Data
 
 PART_BYTES = 8 * 2**20  # what a broken transfer loses at most, and what each of the parallel ones holds in memory
 _LABEL = re.compile(r"(?P<name>step-\d{8}\.\d{8})\.w(?P<token>\d{6})")
@@ -68,7 +69,7 @@ class StoredManifest:
         return to_text({"version": self.VERSION, **asdict(self)})
 
     @classmethod
-    def from_json(cls, text: bytes, *, where: str) -> StoredManifest:
+    def from_json(cls, text: Data, *, where: str) -> StoredManifest:
         """Raises: `DataLoss` when the text or the checkpoint's manifest in it is damaged or they do not belong
         together, `UserError` for another version.
         """

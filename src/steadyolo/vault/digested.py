@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from steadyolo.errors import DataLoss, UserError
-from steadyolo.vault.objects import SEALED
+from steadyolo.vault.objects import SEALED, Data
 
 _USE_OLDER = "use an older checkpoint; `resume` does so by itself"
 
@@ -18,12 +18,13 @@ def to_text(body: Mapping[str, Any]) -> bytes:
     return _text({**body, "digest": _digest(body)})
 
 
-def from_text(text: bytes, *, what: str, remedy: str = _USE_OLDER) -> dict[str, Any]:
+def from_text(text: Data, *, what: str, remedy: str = _USE_OLDER) -> dict[str, Any]:
     """The body that `to_text` was given.
 
     Raises: `DataLoss` naming `what` unless `text` is byte for byte what `to_text` wrote, in any version of the body;
     `UserError` when it is encrypted and was read without a key.
     """
+    text = bytes(text)
     if text.startswith(SEALED):
         raise UserError(f"{what} is encrypted", remedy="give its key: key=FILE or key_command=… in the store's URL")
     try:

@@ -15,7 +15,7 @@ from steadyolo.vault.claim import Claim
 from steadyolo.vault.digested import from_text, to_text
 from steadyolo.vault.disk import ensure_folder
 from steadyolo.vault.files import replace_file
-from steadyolo.vault.objects import Absent, checked_key
+from steadyolo.vault.objects import Absent, Data, checked_key
 from steadyolo.vault.remote_run import OURS, Pace, RemoteRun
 
 logger = logging.getLogger(__name__)
@@ -128,7 +128,7 @@ def verify_mirror(run: RemoteRun) -> tuple[int, dict[str, str]]:
     return num_bytes, problems
 
 
-def _fetched(run: RemoteRun, segment: Segment) -> bytes:
+def _fetched(run: RemoteRun, segment: Segment) -> Data:
     try:
         data = run.store.get(f"{run.name}/{segment.key}").data
     except Absent:

@@ -26,7 +26,7 @@ class Listed:
 class Stored:
     """An object's body, and the tag it had when it was read."""
 
-    data: bytes
+    data: Data  # not to be kept for long: it may hold on to a buffer of the network's
     tag: str
 
 

@@ -13,7 +13,7 @@ def give_way() -> None:
     """Let the threads of training come before the calling one, and before all that it starts.
 
     Where training computes on every core, its threads wait for each other, so that what one of them loses all lose. On
-    Linux niceness and scheduling policy are a thread's own and are inherited, so that this reaches the transfers' threads
+    Linux niceness and scheduling policy are a thread's own and are inherited, so that this reaches those that transfer,
     too; a thread of the policy for batches does not interrupt one that computes. Elsewhere nothing happens.
     """
     with suppress(OSError, AttributeError):

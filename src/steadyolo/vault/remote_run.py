@@ -12,12 +12,13 @@ from functools import partial
 from pathlib import Path
 
 from steadyolo.errors import DataLoss, Transient, UserError
+from steadyolo.state.host_memory import keep_freed_memory
 from steadyolo.vault.checkpoints import MANIFEST
 from steadyolo.vault.claim import Claim
 from steadyolo.vault.copy import Copy, Part, StoredManifest, cut
 from steadyolo.vault.crew import Crew
 from steadyolo.vault.manifest import Manifest
-from steadyolo.vault.objects import Absent, Listed, ObjectStore
+from steadyolo.vault.objects import Absent, Data, Listed, ObjectStore
 
 OURS = "steadyolo"
 WRITER = f"{OURS}/writer.json"
@@ -209,6 +210,7 @@ class RemoteRun:
         Parts that are there from an attempt before are not read again. Each part is verified before it is written.
         """
         stored = self.manifest(copy)
+        keep_freed_memory()  # each part takes the memory of the one before: clearing it anew takes as long as hashing
         into.mkdir(parents=True, exist_ok=True)
         files = {entry.name: _opened(into / entry.name, entry.num_bytes) for entry in stored.manifest.files}
         try:
@@ -234,7 +236,7 @@ class RemoteRun:
             _write_whole(fd, memoryview(self._read_part(copy, part)), part.start)
         return part.num_bytes
 
-    def _read_part(self, copy: Copy, part: Part) -> bytes:
+    def _read_part(self, copy: Copy, part: Part) -> Data:
         key = self._key_of(copy, part.key)
         try:
             data = self.store.get(key).data

@@ -34,7 +34,9 @@ def test_a_push_leaves_the_best_copy_where_it_is(tmp_path: Path) -> None:
 def kept(tmp_path: Path) -> str:
     """URL of a run in a store, told that this is its store."""
     folder = tmp_path / "train"
-    upload_all(FolderStore(tmp_path / "store"), folder, run_folder(folder, 1, 2), tiers={"store": f"file://{tmp_path}/store"})
+    upload_all(
+        FolderStore(tmp_path / "store"), folder, run_folder(folder, 1, 2), tiers={"store": f"file://{tmp_path}/store"}
+    )
     return f"file://{tmp_path}/store/train"
 
 

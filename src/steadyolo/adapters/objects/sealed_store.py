@@ -55,7 +55,7 @@ class SealedStore:
 
     def get(self, key: str) -> Stored:
         stored = self._store.get(key)
-        return Stored(data=self._opened(key, stored.data), tag=stored.tag)
+        return Stored(data=self._opened(key, bytes(stored.data)), tag=stored.tag)
 
     def list(self, folder: str) -> list[Listed]:
         return [

@@ -71,7 +71,7 @@ class CloudStore:
                     f"{self.url}: what answers is no object store",
                     remedy="check the endpoint, and whether this network asks for a log-in",
                 )
-            return Stored(data=memoryview(result.bytes()).tobytes(), tag=tag)
+            return Stored(data=memoryview(result.bytes()), tag=tag)
 
         checked_key(key)
         return self._do("get", key, read)

@@ -61,9 +61,9 @@ from steadyolo.data.order import SampleOrder
 from steadyolo.data.window import DecodedWindow
 from steadyolo.errors import SteadyError, UserError
 from steadyolo.spec.size import told_bytes
+from steadyolo.state.host_memory import keep_freed_memory
 from steadyolo.state.run_state import Ledger, RunState
 from steadyolo.train.host_copy import HostCopies
-from steadyolo.train.host_memory import keep_freed_memory
 from steadyolo.train.precision import Precision, choose_precision
 from steadyolo.train.signals import EXIT_INTERRUPTED, StopRequest, exit_at_once
 from steadyolo.train.supervisor import supervise
