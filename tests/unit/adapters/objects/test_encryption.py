@@ -241,7 +241,7 @@ def test_a_command_may_give_the_key(seaweed: SeaweedServer, aws: None, prefix: s
     assert key_from_command(command) == KEY
     opened(seaweed.url(prefix, key_command=command)).put("a", BODY)
     assert opened(seaweed.url(prefix, key=str(key_file))).get("a").data == BODY
-    assert opened(seaweed.url(prefix)).get("a").data.startswith(SEALED)
+    assert bytes(opened(seaweed.url(prefix)).get("a").data).startswith(SEALED)
 
 
 @pytest.mark.parametrize(
