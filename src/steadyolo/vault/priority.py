@@ -15,6 +15,7 @@ def give_way() -> None:
     Where training computes on every core, its threads wait for each other, so that what one of them loses all lose. On
     Linux niceness and scheduling policy are a thread's own and are inherited, so that this reaches those that transfer,
     too; a thread of the policy for batches does not interrupt one that computes. Elsewhere nothing happens.
+    Only for what may wait: a save that is to be acknowledged soon may not.
     """
     with suppress(OSError, AttributeError):
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LAST)

@@ -11,7 +11,6 @@ from steadyolo.errors import DataLoss, Transient, UserError
 from steadyolo.plan.retention import plan_retention
 from steadyolo.state.snapshot import Snapshot
 from steadyolo.vault.checkpoints import Checkpoints, Committed
-from steadyolo.vault.priority import give_way
 
 logger = logging.getLogger(__name__)
 
@@ -136,7 +135,6 @@ class BackgroundWriter:
     # --- in the writer's thread ---
 
     def _work(self) -> None:
-        give_way()
         while (job := self._next_job()) is not None:
             try:
                 self._save(job.snapshot)
