@@ -40,7 +40,7 @@ check: $(VENV)/installed-dev  ## format, lint, types, layers, style and unit tes
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest --quiet -m 'not campaign and not slow and not gpu' tests/style tests/unit
+	$(BIN)/python -m pytest --quiet -n $(WORKERS) -m 'not campaign and not slow and not gpu' tests/style tests/unit
 
 campaign: $(VENV)/installed-dev  ## the long fault campaigns: KILLS kills, from SEED, for at most MINUTES
 	$(BIN)/python bench/resume_exact.py --kills $(KILLS) --seed $(SEED) --minutes $(MINUTES)
