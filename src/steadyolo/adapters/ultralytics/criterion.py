@@ -19,6 +19,8 @@ import torch
 from torch import Tensor, nn
 from ultralytics.utils.loss import E2EDetectLoss, E2ELoss, v8ClassificationLoss
 
+from steadyolo.adapters.ultralytics.assigner import bound_assigners
+
 _PER_INSTANCE = frozenset({"cls", "bboxes", "keypoints", "segments", "obb"})
 
 
@@ -54,13 +56,19 @@ _SUFFIXES = {
 }
 
 
+def bounded_criterion(model: nn.Module) -> Any:
+    """`model`'s own criterion, made if there is none yet, with target assignment that is bounded in memory."""
+    if getattr(model, "criterion", None) is None:
+        model.criterion = model.init_criterion()  # type: ignore[operator]
+    bound_assigners(model.criterion)
+    return model.criterion
+
+
 class Criterion:
     """Calls a model's own criterion and reports what it divided by."""
 
     def __init__(self, model: nn.Module) -> None:
-        if getattr(model, "criterion", None) is None:
-            model.criterion = model.init_criterion()  # type: ignore[operator]
-        self._criterion: Any = model.criterion
+        self._criterion = bounded_criterion(model)
         self._sums: dict[int, tuple[Tensor, Tensor]] = {}
         for head in self._heads():
             if isinstance(getattr(head, "assigner", None), nn.Module):

@@ -38,6 +38,7 @@ from steadyolo.adapters.ultralytics.checked_data import (
     resolve_yaml,
     translated,
 )
+from steadyolo.adapters.ultralytics.criterion import bounded_criterion
 from steadyolo.adapters.ultralytics.dataset import KeyedClassificationDataset, KeyedDataset
 from steadyolo.adapters.ultralytics.export import WeightExporter
 from steadyolo.adapters.ultralytics.loader import PREFETCH_BATCHES, KeyedLoader
@@ -313,6 +314,7 @@ class SteadyTrainer(BaseTrainer):  # type: ignore[misc]  # upstream is untyped
             self._log.emit(events.PreemptionNotice(provider=notice.provider, action=notice.kind, seconds_left=left_s))
 
     def validate(self) -> Any:
+        bounded_criterion(self.ema.ema)  # scoring computes losses too, of twice as many images at once
         with patient_nms():
             return super().validate()
 
