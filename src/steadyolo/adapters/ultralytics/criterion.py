@@ -70,14 +70,19 @@ class Criterion:
     def __init__(self, model: nn.Module) -> None:
         self._criterion = bounded_criterion(model)
         self._sums: dict[int, tuple[Tensor, Tensor]] = {}
-        for head in self._heads():
-            if isinstance(getattr(head, "assigner", None), nn.Module):
-                head.assigner.register_forward_hook(self._remember)
+        for assigner in self.assigners:
+            assigner.register_forward_hook(self._remember)
 
     def _heads(self) -> tuple[Any, ...]:
         if isinstance(self._criterion, E2ELoss | E2EDetectLoss):
             return self._criterion.one2many, self._criterion.one2one
         return (self._criterion,)
+
+    @property
+    def assigners(self) -> tuple[nn.Module, ...]:
+        """What matches anchors with boxes, in the order of the heads."""
+        found = (getattr(head, "assigner", None) for head in self._heads())
+        return tuple(assigner for assigner in found if isinstance(assigner, nn.Module))
 
     def _remember(self, assigner: nn.Module, _: Any, output: tuple[Tensor, ...]) -> None:
         self._sums[id(assigner)] = output[2].sum(), output[3].sum()  # target scores, and matched anchors

@@ -52,6 +52,7 @@ from steadyolo.adapters.ultralytics.opening import (
     package_versions,
     to_json,
 )
+from steadyolo.adapters.ultralytics.optimizers import fused
 from steadyolo.adapters.ultralytics.run import ScoringCut, UltralyticsRun
 from steadyolo.adapters.ultralytics.workarounds import light_determinism, patient_nms, quiet_upstream
 from steadyolo.data.cache import usual_cache
@@ -79,7 +80,6 @@ _NOTICE_MARGIN_S = 5.0  # a machine that is announced to end may end a little ea
 _TELL_FETCHING_S = 5.0
 _LEAVING_S = 2.0  # of that, what closing everything may take
 _TAKEN_OVER = "taken over"
-_FUSABLE = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW)
 
 
 class SteadyTrainer(BaseTrainer):  # type: ignore[misc]  # upstream is untyped
@@ -285,12 +285,7 @@ class SteadyTrainer(BaseTrainer):  # type: ignore[misc]  # upstream is untyped
     def build_optimizer(self, model: Any, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         """Upstream's optimizer in its fused form where there is one: faster, and needs no word from the host."""
         optimizer: torch.optim.Optimizer = super().build_optimizer(model, *args, **kwargs)
-        kind = type(optimizer)
-        if kind not in _FUSABLE or self.device.type not in {"cpu", "cuda"}:
-            return optimizer
-        for group in optimizer.param_groups:
-            group.update(fused=True, foreach=None)
-        return kind(optimizer.param_groups, lr=optimizer.defaults["lr"], fused=True)  # type: ignore[call-arg]
+        return fused(optimizer) if self.device.type in {"cpu", "cuda"} else optimizer
 
     def get_validator(self) -> Any:
         validator = super().get_validator()
