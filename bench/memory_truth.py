@@ -19,12 +19,11 @@ from typing import Any
 import side_by_side as bench
 
 OF_TASK = {
-    "detect": ["yolov5n", "yolov5s", "yolov8n", "yolov8s", "yolov9t", "yolov10n", "yolo11n", "yolo11s", "yolo12n"]
-    + ["yolo12s", "yolo26n", "yolo26s"],
-    "segment": ["yolov8n", "yolov8s", "yolo11n", "yolo26n"],
-    "pose": ["yolov8n", "yolo11n", "yolo11s", "yolo26n"],
-    "obb": ["yolov8n", "yolo11n", "yolo26n", "yolo26s"],
-    "classify": ["yolov8n", "yolov8s", "yolo11n", "yolo26n"],
+    "detect": "v5n v5s v8n v8s v9t v10n 11n 11s 12n 12s 26n 26s",
+    "segment": "v8n v8s 11n 26n",
+    "pose": "v8n 11n 11s 26n",
+    "obb": "v8n 11n 26n 26s",
+    "classify": "v8n v8s 11n 26n",
 }
 SUFFIXES = {"detect": "", "segment": "-seg", "pose": "-pose", "obb": "-obb", "classify": "-cls"}
 MOST_PIXELS = 8 * 640**2  # of a batch: fits 6 GB and a minute
@@ -38,12 +37,12 @@ def configurations(count: int, seed: int) -> Iterator[bench.Json]:
         side_px = 32 * rng.randint(2, 20)
         batch = rng.choice([1, 2, 3, 4, 6, 8, 12, 16])
         most = rng.choice([1, 3, 8, 20, 60])
-        model = rng.choice(OF_TASK[task])
+        model = rng.choice(OF_TASK[task].split())
         if batch * side_px**2 > MOST_PIXELS * (1 if model[-1] == "n" else 0.5):
             continue
         count -= 1
         yield {
-            "model": f"{model}{SUFFIXES[task]}.yaml",
+            "model": f"yolo{model}{SUFFIXES[task]}.yaml",
             "task": task,
             "imgsz": side_px,
             "batch": batch,
@@ -56,12 +55,8 @@ def configurations(count: int, seed: int) -> Iterator[bench.Json]:
 
 
 def measure(request: bench.Json) -> bench.Json:
-    """Child: one configuration, predicted or for real."""
-    if request["side"] == "predicted":
-        return _predicted(request)
-    if request["side"] == "bare":
-        return _bare(request)
-    return _real(request)
+    """Child: one configuration, predicted in both ways and for real."""
+    return {"predicted": _predicted(request), "bare": _bare(request), "real": _real(request)}
 
 
 def labels_of(request: bench.Json) -> Any:
@@ -85,8 +80,9 @@ def labels_of(request: bench.Json) -> Any:
     }
     if task == "obb":
         labels["bboxes"] = torch.cat([labels["bboxes"], torch.rand(total, 1, generator=draw)], 1)
-    if task == "pose":
-        labels["keypoints"] = torch.cat([torch.rand(total, 17, 2, generator=draw), torch.full((total, 17, 1), 2.0)], 2)
+    if task == "pose":  # within the objects, as on a person
+        points = middles[:, None] + sides[:, None] * (torch.rand(total, 17, 2, generator=draw) - 0.5)
+        labels["keypoints"] = torch.cat([points, torch.full((total, 17, 1), 2.0)], 2)
     if task == "segment":
         labels["masks"] = torch.zeros(request["batch"], side, side, dtype=torch.uint8)
         labels["sem_masks"] = torch.zeros(request["batch"], side, side)
@@ -248,17 +244,15 @@ def main() -> None:
     out = args.out / "memory_truth"
     cases = []
     for number, request in enumerate(configurations(args.count, args.seed)):
-        answers = {
-            side: bench.in_child({"side": side, **request}, out=out, name=f"{number:02}-{side}")
-            for side in ("real", "predicted", "bare")
-        }
+        answers = bench.in_child(request, out=out, name=f"{number:02}")
         measured = answers["real"]["bytes"]
         errors = {side: answers[side]["bytes"] / measured - 1 for side in ("predicted", "bare")}
         cases.append({**request, "measured_mib": bench.round_off(measured / 2**20), **errors, **_facts(answers)})
-        bench.say(
-            f"{number:02} {request['model']} {request['batch']}x{request['imgsz']} {request['compute']} "
-            f"{request['optimizer']}: {measured / 2**20:.0f} MiB, {errors['predicted']:+.2%}, bare {errors['bare']:+.1%}"
+        words = " ".join(
+            str(request[name]) for name in ("model", "batch", "imgsz", "compute", "optimizer", "most_boxes")
         )
+        found = f"{errors['predicted']:+.2%}, bare {errors['bare']:+.1%}"
+        bench.say(f"{number:02} {words}: {measured / 2**20:.0f} MiB, {found}")
     sides = {name: _summary([case[side] for case in cases]) for name, side in _SIDES.items()}
     bench.finish(
         "memory_truth",

@@ -20,6 +20,12 @@ _SMALL = 2**21  # elements: milliseconds for an operator, and the labels of ever
 _aten = torch.ops.aten
 
 
+def _overloads(name: str) -> list[Any]:
+    operator = getattr(_aten, name)
+    found = [getattr(operator, each) for each in operator.overloads()]
+    return [overload for overload in found if not overload._schema.is_mutable]
+
+
 class KnownValues(TorchDispatchMode):
     """Stands above the mode that makes tensors fake.
 
@@ -63,13 +69,10 @@ class KnownValues(TorchDispatchMode):
         """Compute for real what follows from known values."""
         results = [value for value in tree_leaves(out) if isinstance(value, Tensor)]
         given = [value for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor)]
-        sizes = [value.numel() for value in results]
-        known = [self._value(value) for value in given]
-        if not results or max(sizes) > _SMALL or any(value is None for value in known):
+        known = func in _CONSTANT or (given and all(self._value(value) is not None for value in given))
+        if not results or not known or max(value.numel() for value in results) > _SMALL:
             for value in results:
                 self._values.pop(value, None)  # written to with what is not known
-            return
-        if not given and func not in _VALUED:
             return
         with _disable_current_modes():
             real = func(*self._real(args), **self._real(kwargs))
@@ -83,7 +86,13 @@ class KnownValues(TorchDispatchMode):
         return value
 
     def _real(self, tree: Any) -> Any:
-        return tree_map_only(Tensor, self._value, tree)
+        return tree_map_only(Tensor, self._stand_in, tree)
+
+    def _stand_in(self, tensor: Tensor) -> Tensor:
+        value = self._value(tensor)
+        if value is not None:
+            return value
+        return torch.empty((), dtype=tensor.dtype).expand(tensor.shape)  # only its shape will be looked at
 
     # -- operators whose result depends on values ------------------------------------------------------------------
 
@@ -147,14 +156,10 @@ class KnownValues(TorchDispatchMode):
         return self.know(x.new_empty(real.shape, dtype=torch.int64), real)
 
 
-_VALUED = frozenset(
-    {
-        _aten.arange.default,
-        _aten.arange.start,
-        _aten.arange.start_step,
-        _aten.zeros.default,
-        _aten.ones.default,
-        _aten.full.default,
-        _aten.scalar_tensor.default,
-    }
+# Operators whose result holds the same whatever the values of tensors that they are given.
+_CONSTANT = frozenset(
+    overload
+    for name in ("arange", "zeros", "ones", "full", "scalar_tensor")
+    + ("new_zeros", "new_ones", "new_full", "zeros_like", "ones_like", "full_like")
+    for overload in _overloads(name)
 )

@@ -96,21 +96,30 @@ def make_labels(
 class Assumed:
     """How many elements are true of a mask that depends on predictions, told by its shape."""
 
-    def __init__(self, *, boxes_of_image: float) -> None:
+    def __init__(self, *, boxes_of_image: float, val_boxes: float) -> None:
         self._boxes_of_image = boxes_of_image
+        self._val_boxes = val_boxes
         self._num_picked = 10  # anchors that the assigner at work leaves to a box
         self._num_anchors = 0
-        self.scores = False  # set when predictions are looked through for boxes
+        self._most_found: int | None = None
 
     def assigning(self, assigner: Any, args: tuple[Any, ...]) -> None:
         """Told by a hook which assigner is at work, and on what."""
         self._num_picked = assigner.topk2
         self._num_anchors = args[0].shape[1]
 
+    def score(self, *, rotated: bool) -> None:
+        """From now on predictions are looked through for boxes: as many as NMS takes.
+
+        Rotated boxes are compared each with each: they are taken to come only from anchors that lie in objects.
+        """
+        inside = math.ceil(self._val_boxes * self._num_anchors * _BOX_SIDE_SHARE**2)
+        self._most_found = min(inside, _MOST_CANDIDATES) if rotated else _MOST_CANDIDATES
+
     def count_true(self, shape: tuple[int, ...]) -> int:
         """Anchors that are matched (by image or all), or that lie in boxes; of other masks everything."""
-        if self.scores:
-            return min(math.prod(shape), _MOST_CANDIDATES)
+        if self._most_found is not None:
+            return min(math.prod(shape), self._most_found)
         if not shape or shape[-1] != self._num_anchors:
             return math.prod(shape)
         if len(shape) > 2:

@@ -15,17 +15,19 @@ import torch
 import torchvision  # noqa: F401  # where it is imported upstream takes its kernel for NMS, as validators do
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._pytree import tree_leaves
 from ultralytics.engine.trainer import BaseTrainer
 from ultralytics.utils import nms, ops
 from ultralytics.utils.torch_utils import ModelEMA
 
-from steadyolo.adapters.ultralytics.criterion import Criterion, split_batch
+from steadyolo.adapters.ultralytics.criterion import Criterion, assigners_of, split_batch
 from steadyolo.adapters.ultralytics.optimizers import fused
 from steadyolo.adapters.ultralytics.stand_ins import Assumed, build_model, make_labels
 from steadyolo.adapters.ultralytics.workarounds import quiet_upstream
 from steadyolo.plan.memory import Workload
 from steadyolo.plan.trace import Move, Trace
 from steadyolo.train.cpu_workspace import cpu_workspace
+from steadyolo.train.cuda_casts import CudaCasts
 from steadyolo.train.known_values import KnownValues
 from steadyolo.train.precision import Precision
 from steadyolo.train.scale import Scale, no_workspace
@@ -57,9 +59,9 @@ class _Rehearsal:
         self._model = model.to(memory_format=torch.channels_last)
         self._ema = ModelEMA(self._model)
         self._criterion = Criterion(self._model)
+        self._ema.ema.criterion = self._ema.ema.init_criterion()
         boxes = workload.most_boxes if workload.mean_boxes is None else workload.mean_boxes
-        self._assumed = Assumed(boxes_of_image=boxes)
-        self._phase = ""
+        self._assumed = Assumed(boxes_of_image=boxes, val_boxes=workload.val_boxes)
         self._num_images = workload.num_batch_images or workload.fit.num_images
         self._val_side_px = workload.imgsz
         if workload.task != "classify":  # upstream pads validation pictures by half a stride on each side
@@ -93,21 +95,19 @@ class _Rehearsal:
         with ExitStack() as stack:
             for mode in (self._fakes, self._scale, self._values):
                 stack.enter_context(mode)
+            if self._workload.device == "cuda":
+                stack.enter_context(CudaCasts())
             yield
 
     def _hooks(self) -> None:
         for module in (self._model, self._ema.ema):
+            prefix = "" if module is self._model else "validation, "
             for i, layer in enumerate(module.model):  # type: ignore[union-attr,arg-type]
-                where = f"layer {i} ({type(layer).__name__})"
-                layer.register_forward_pre_hook(lambda *_, where=where: self._forward(where))
-        for assigner in self._criterion.assigners:
-            assigner.register_forward_pre_hook(self._assumed.assigning)
-
-    def _forward(self, where: str) -> None:
-        if self._phase in {"forward", "validation"}:
-            self._scale.at(f"{self._phase}, {where}", "activations")
-        else:
-            self._scale.at(f"backward, {where} computed again", "activations")
+                told = _Teller(self._scale, prefix, f"layer {i} ({type(layer).__name__})")
+                layer.register_forward_pre_hook(told.before)
+                layer.register_forward_hook(told.after)
+            for assigner in assigners_of(module.criterion):
+                assigner.register_forward_pre_hook(self._assumed.assigning)
 
     # -- training --------------------------------------------------------------------------------------------------
 
@@ -139,7 +139,6 @@ class _Rehearsal:
             self._take_gradients()
         scale.restart()
         batch = self._batch(self._num_images, workload.imgsz, self._labels)
-        self._phase = "forward"
         outcome = stepper.accumulate(batch)
         scale.name(self._gradients(), "gradients")
         scale.at("update", "workspace")
@@ -197,7 +196,6 @@ class _Rehearsal:
         scale, workload = self._scale, self._workload
         scale.restart()
         model = self._ema.ema
-        self._phase = "validation"
         batch = self._batch(workload.val_batch, self._val_side_px, self._val_labels)
         half = workload.device == "cuda" and workload.compute != "fp32"
         with torch.no_grad():
@@ -218,7 +216,7 @@ class _Rehearsal:
         task, args = self._workload.task, self._ema.ema.args
         if task == "classify":
             return
-        self._assumed.scores = True
+        self._assumed.score(rotated=task == "obb")
         found = nms.non_max_suppression(
             preds[0],
             conf_thres=0.01 if task == "obb" else 0.001,
@@ -232,6 +230,28 @@ class _Rehearsal:
             proto = preds[0][1] if isinstance(preds[0], tuple) else preds[1]
             shape = [4 * side for side in proto.shape[2:]]
             _ = [ops.process_mask(proto[i], boxes[:, 6:], boxes[:, :4], shape) for i, boxes in enumerate(found)]
+
+
+class _Teller:
+    """Hooks of a layer: they tell what is being done."""
+
+    def __init__(self, scale: Scale, prefix: str, where: str) -> None:
+        self._scale = scale
+        self._prefix = prefix
+        self._where = where
+
+    def before(self, *_: Any) -> None:
+        again = torch._C._current_graph_task_id() >= 0  # within a backward pass
+        words = f"backward, {self._where} computed again" if again else f"{self._prefix}forward, {self._where}"
+        self._scale.at(words, "activations")
+
+    def after(self, layer: nn.Module, args: Any, out: Any) -> None:
+        for value in tree_leaves(out):
+            if isinstance(value, Tensor) and value.requires_grad:
+                value.register_hook(self._backward)
+
+    def _backward(self, _: Tensor) -> None:
+        self._scale.at(f"backward, {self._where}", "activations")
 
 
 def _make_fake(module: nn.Module, fakes: FakeTensorMode) -> None:
