@@ -157,9 +157,5 @@ class KnownValues(TorchDispatchMode):
 
 
 # Operators whose result holds the same whatever the values of tensors that they are given.
-_CONSTANT = frozenset(
-    overload
-    for name in ("arange", "zeros", "ones", "full", "scalar_tensor")
-    + ("new_zeros", "new_ones", "new_full", "zeros_like", "ones_like", "full_like")
-    for overload in _overloads(name)
-)
+_CREATE = "arange zeros ones full scalar_tensor new_zeros new_ones new_full zeros_like ones_like full_like"
+_CONSTANT = frozenset(overload for name in _CREATE.split() for overload in _overloads(name))
