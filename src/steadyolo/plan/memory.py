@@ -18,7 +18,8 @@ class Workload:
     """A configuration whose memory is asked for.
 
     `most_boxes` is the number of boxes in the training picture (a mosaic, as a rule) that has most of them; `val_boxes`
-    that of a validation picture. `accumulates`: a step is made of more than one pass, so that gradients stay meanwhile.
+    that of a validation picture; `mean_boxes` what a training picture has on average. `accumulates`: gradients of
+    earlier passes are there while one is computed.
     """
 
     model: str  # a name or path of Ultralytics': .yaml or .pt
@@ -31,6 +32,8 @@ class Workload:
     most_boxes: int
     num_classes: int | None = None  # None: the model's own
     accumulates: bool = False
+    num_batch_images: int = 0  # in a batch as it arrives; 0: as many as in a pass
+    mean_boxes: float | None = None  # None: every picture has the most
     val_batch: int = 0  # images in one pass of validation; 0: none is held beside training
     val_boxes: int = 0
 

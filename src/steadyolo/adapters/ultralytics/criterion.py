@@ -19,6 +19,8 @@ import torch
 from torch import Tensor, nn
 from ultralytics.utils.loss import E2EDetectLoss, E2ELoss, v8ClassificationLoss
 
+from steadyolo.adapters.ultralytics.assigner import bound_assigners
+
 _PER_INSTANCE = frozenset({"cls", "bboxes", "keypoints", "segments", "obb"})
 
 
@@ -54,22 +56,34 @@ _SUFFIXES = {
 }
 
 
+def bounded_criterion(model: nn.Module) -> Any:
+    """`model`'s own criterion, made if there is none yet, with target assignment that is bounded in memory."""
+    if getattr(model, "criterion", None) is None:
+        model.criterion = model.init_criterion()  # type: ignore[operator]
+    bound_assigners(model.criterion)
+    return model.criterion
+
+
+def _heads_of(criterion: Any) -> tuple[Any, ...]:
+    if isinstance(criterion, E2ELoss | E2EDetectLoss):
+        return criterion.one2many, criterion.one2one
+    return (criterion,)
+
+
+def assigners_of(criterion: Any) -> tuple[nn.Module, ...]:
+    """What matches anchors with boxes in a criterion of Ultralytics', in the order of its heads."""
+    found = (getattr(head, "assigner", None) for head in _heads_of(criterion))
+    return tuple(assigner for assigner in found if isinstance(assigner, nn.Module))
+
+
 class Criterion:
     """Calls a model's own criterion and reports what it divided by."""
 
     def __init__(self, model: nn.Module) -> None:
-        if getattr(model, "criterion", None) is None:
-            model.criterion = model.init_criterion()  # type: ignore[operator]
-        self._criterion: Any = model.criterion
+        self._criterion = bounded_criterion(model)
         self._sums: dict[int, tuple[Tensor, Tensor]] = {}
-        for head in self._heads():
-            if isinstance(getattr(head, "assigner", None), nn.Module):
-                head.assigner.register_forward_hook(self._remember)
-
-    def _heads(self) -> tuple[Any, ...]:
-        if isinstance(self._criterion, E2ELoss | E2EDetectLoss):
-            return self._criterion.one2many, self._criterion.one2one
-        return (self._criterion,)
+        for assigner in assigners_of(self._criterion):
+            assigner.register_forward_hook(self._remember)
 
     def _remember(self, assigner: nn.Module, _: Any, output: tuple[Tensor, ...]) -> None:
         self._sums[id(assigner)] = output[2].sum(), output[3].sum()  # target scores, and matched anchors
@@ -77,7 +91,7 @@ class Criterion:
     @property
     def names(self) -> tuple[str, ...]:
         """What the loss items are called, known before the first batch."""
-        return tuple(getattr(self._heads()[-1], "loss_names", ("loss",)))
+        return tuple(getattr(_heads_of(self._criterion)[-1], "loss_names", ("loss",)))
 
     def after_epochs(self, num_closed: int) -> None:
         """Put a criterion that changes from epoch to epoch (end-to-end heads) where `num_closed` epochs had it."""
@@ -102,7 +116,7 @@ class Criterion:
             branches |= self._branches("one2one", one * crit.o2o, crit.one2one, num_images)
             return PartLoss(branches, items, {name: "one2one" + _SUFFIXES.get(name, "") for name in items})
         total, items = self._criterion(preds, batch)
-        branches = self._branches("main", total, self._heads()[0], num_images)
+        branches = self._branches("main", total, _heads_of(self._criterion)[0], num_images)
         return PartLoss(branches, items, {name: "main" + _SUFFIXES.get(name, "") for name in items})
 
     def _branches(self, head_name: str, total: Tensor, head: Any, num_images: int) -> dict[str, BranchLoss]:

@@ -38,6 +38,7 @@ from steadyolo.adapters.ultralytics.checked_data import (
     resolve_yaml,
     translated,
 )
+from steadyolo.adapters.ultralytics.criterion import bounded_criterion
 from steadyolo.adapters.ultralytics.dataset import KeyedClassificationDataset, KeyedDataset
 from steadyolo.adapters.ultralytics.export import WeightExporter
 from steadyolo.adapters.ultralytics.loader import PREFETCH_BATCHES, KeyedLoader
@@ -51,6 +52,7 @@ from steadyolo.adapters.ultralytics.opening import (
     package_versions,
     to_json,
 )
+from steadyolo.adapters.ultralytics.optimizers import fused
 from steadyolo.adapters.ultralytics.run import ScoringCut, UltralyticsRun
 from steadyolo.adapters.ultralytics.workarounds import light_determinism, patient_nms, quiet_upstream
 from steadyolo.data.cache import usual_cache
@@ -78,7 +80,6 @@ _NOTICE_MARGIN_S = 5.0  # a machine that is announced to end may end a little ea
 _TELL_FETCHING_S = 5.0
 _LEAVING_S = 2.0  # of that, what closing everything may take
 _TAKEN_OVER = "taken over"
-_FUSABLE = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW)
 
 
 class SteadyTrainer(BaseTrainer):  # type: ignore[misc]  # upstream is untyped
@@ -284,12 +285,7 @@ class SteadyTrainer(BaseTrainer):  # type: ignore[misc]  # upstream is untyped
     def build_optimizer(self, model: Any, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         """Upstream's optimizer in its fused form where there is one: faster, and needs no word from the host."""
         optimizer: torch.optim.Optimizer = super().build_optimizer(model, *args, **kwargs)
-        kind = type(optimizer)
-        if kind not in _FUSABLE or self.device.type not in {"cpu", "cuda"}:
-            return optimizer
-        for group in optimizer.param_groups:
-            group.update(fused=True, foreach=None)
-        return kind(optimizer.param_groups, lr=optimizer.defaults["lr"], fused=True)  # type: ignore[call-arg]
+        return fused(optimizer) if self.device.type in {"cpu", "cuda"} else optimizer
 
     def get_validator(self) -> Any:
         validator = super().get_validator()
@@ -313,6 +309,7 @@ class SteadyTrainer(BaseTrainer):  # type: ignore[misc]  # upstream is untyped
             self._log.emit(events.PreemptionNotice(provider=notice.provider, action=notice.kind, seconds_left=left_s))
 
     def validate(self) -> Any:
+        bounded_criterion(self.ema.ema)  # scoring computes losses too, of twice as many images at once
         with patient_nms():
             return super().validate()
 
