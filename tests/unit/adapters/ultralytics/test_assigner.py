@@ -164,7 +164,7 @@ cases = st.builds(
 )
 
 
-@settings(max_examples=250)
+@settings(max_examples=200)
 @given(
     case=cases,
     topks=st.sampled_from(TOPKS),
@@ -307,6 +307,6 @@ def test_losses_are_upstreams(
     ours = criterion(network(images), batch)
     assert {name: float(item) for name, item in ours.items.items()} == {n: float(item) for n, item in items.items()}
     assert float(sum(branch.total.detach() for branch in ours.branches.values())) == pytest.approx(
-        float(total.sum()), rel=1e-6
+        float(total.detach().sum()), rel=1e-6
     )
     assert len(criterion._sums) == len(criterion._heads()), "the hooks that read normalisers are gone"
