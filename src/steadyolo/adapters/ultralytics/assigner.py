@@ -53,6 +53,8 @@ def bound_assigners(criterion: Any) -> None:
 class BoundedAssigner(TaskAlignedAssigner):
     """Overrides the one method that holds (images, boxes, anchors) tensors."""
 
+    limits: Limits | None = None  # None: as it is best on the device at hand
+
     def _forward(
         self,
         pd_scores: Tensor,
@@ -63,7 +65,7 @@ class BoundedAssigner(TaskAlignedAssigner):
         mask_gt: Tensor,
         **extra: Tensor,
     ) -> tuple[Tensor, ...]:
-        limits = LIMITS.get(anc_points.device.type, ACCELERATOR_LIMITS)
+        limits = self.limits or LIMITS.get(anc_points.device.type, ACCELERATOR_LIMITS)
         if self.bs * self.n_max_boxes * len(anc_points) * _PAIR_BYTES <= limits.whole_bytes:
             return super()._forward(pd_scores, pd_bboxes, anc_points, gt_labels, gt_bboxes, mask_gt, **extra)
         batch = _Batch(self, pd_scores, pd_bboxes, anc_points, gt_labels, gt_bboxes, mask_gt.bool(), extra)

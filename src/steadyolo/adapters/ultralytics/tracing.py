@@ -20,10 +20,11 @@ from ultralytics.engine.trainer import BaseTrainer
 from ultralytics.utils import nms, ops
 from ultralytics.utils.torch_utils import ModelEMA
 
-from steadyolo.adapters.ultralytics.criterion import Criterion, assigners_of, split_batch
+from steadyolo.adapters.ultralytics.assigner import ACCELERATOR_LIMITS
+from steadyolo.adapters.ultralytics.criterion import Criterion, assigners_of, bounded_criterion, split_batch
 from steadyolo.adapters.ultralytics.optimizers import fused
 from steadyolo.adapters.ultralytics.stand_ins import Assumed, build_model, make_labels
-from steadyolo.adapters.ultralytics.workarounds import quiet_upstream
+from steadyolo.adapters.ultralytics.workarounds import patient_nms, quiet_upstream
 from steadyolo.plan.memory import Workload
 from steadyolo.plan.trace import Move, Trace
 from steadyolo.train.cpu_workspace import cpu_workspace
@@ -41,7 +42,7 @@ def trace(workload: Workload) -> Trace:
 
     Raises: UserError when the model cannot be built.
     """
-    with quiet_upstream():
+    with quiet_upstream(), patient_nms():
         rehearsal = _Rehearsal(workload)
         with rehearsal.stage():
             training = rehearsal.train()
@@ -59,7 +60,7 @@ class _Rehearsal:
         self._model = model.to(memory_format=torch.channels_last)
         self._ema = ModelEMA(self._model)
         self._criterion = Criterion(self._model)
-        self._ema.ema.criterion = self._ema.ema.init_criterion()
+        bounded_criterion(self._ema.ema)
         boxes = workload.most_boxes if workload.mean_boxes is None else workload.mean_boxes
         self._assumed = Assumed(boxes_of_image=boxes, val_boxes=workload.val_boxes)
         self._num_images = workload.num_batch_images or workload.fit.num_images
@@ -108,6 +109,8 @@ class _Rehearsal:
                 layer.register_forward_hook(told.after)
             for assigner in assigners_of(module.criterion):
                 assigner.register_forward_pre_hook(self._assumed.assigning)
+                if self._workload.device == "cuda":
+                    assigner.limits = ACCELERATOR_LIMITS  # type: ignore[assignment]
 
     # -- training --------------------------------------------------------------------------------------------------
 
