@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from ultralytics.utils.loss import E2EDetectLoss, E2ELoss, v8ClassificationLoss
 
 from steadyolo.adapters.ultralytics.assigner import bound_assigners
+from steadyolo.adapters.ultralytics.mask_loss import bound_mask_losses
 
 _PER_INSTANCE = frozenset({"cls", "bboxes", "keypoints", "segments", "obb"})
 
@@ -57,10 +58,11 @@ _SUFFIXES = {
 
 
 def bounded_criterion(model: nn.Module) -> Any:
-    """`model`'s own criterion, made if there is none yet, with target assignment that is bounded in memory."""
+    """`model`'s own criterion, made if there is none yet, with what grows with the boxes bounded in memory."""
     if getattr(model, "criterion", None) is None:
         model.criterion = model.init_criterion()  # type: ignore[operator]
     bound_assigners(model.criterion)
+    bound_mask_losses(model.criterion)
     return model.criterion
 
 
