@@ -31,6 +31,7 @@ from steadyolo.train.cpu_workspace import cpu_workspace
 from steadyolo.train.cuda_casts import CudaCasts
 from steadyolo.train.known_values import KnownValues
 from steadyolo.train.precision import Precision
+from steadyolo.train.recompute import Recompute
 from steadyolo.train.scale import Scale, no_workspace
 from steadyolo.train.step import Stepper
 
@@ -59,6 +60,7 @@ class _Rehearsal:
         model = build_model(workload.model, workload.task, workload.num_classes)
         self._model = model.to(memory_format=torch.channels_last)
         self._ema = ModelEMA(self._model)
+        Recompute(self._model).set(workload.fit.num_recomputed)
         self._criterion = Criterion(self._model)
         bounded_criterion(self._ema.ema)
         boxes = workload.most_boxes if workload.mean_boxes is None else workload.mean_boxes
