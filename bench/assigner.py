@@ -87,7 +87,7 @@ def main() -> None:
     parser.add_argument("--calls", type=int, default=5, help="timed calls in each process")
     args = parser.parse_args()
     if args.quick:
-        args.cases, args.repeats, args.calls = ["1x500x160", "4x500x160crowd"], 1, 1
+        args.cases, args.repeats, args.calls = ["1x2000x320", "4x1000x320crowd"], 1, 1
     cases = []
     for case in args.cases:
         found: dict[str, list[bench.Json]] = {side: [] for side in SIDES}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from steadyolo.events import Event
@@ -79,6 +79,10 @@ class Watched:
     def get(self, key: str) -> Stored:
         self._pass("get", key)
         return self.store.get(key)
+
+    def stream(self, key: str) -> Iterator[Data]:
+        self._pass("get", key)
+        yield from self.store.stream(key)
 
     def list(self, folder: str) -> list[Listed]:
         self._pass("list", folder)

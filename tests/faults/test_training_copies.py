@@ -83,6 +83,41 @@ def test_a_machine_that_is_lost_costs_nothing_that_was_copied(
     assert verify_all(copies_of(url, "lost")).bad == ()
 
 
+def test_a_store_that_is_lost_with_the_machine_leaves_the_replica(
+    reference: Reference,
+    tmp_path: Path,
+    own_seaweed: SeaweedServer,
+    replica: SeaweedServer,
+    as_admin: tuple[Callable[[], None], ...],
+    prefix: str,
+) -> None:
+    """Two servers; SIGKILL to the trainer and to the first of them, the run folder deleted."""
+    run = tmp_path / "one" / "lost"
+    run.parent.mkdir()
+    url, second = own_seaweed.url(prefix), replica.url(prefix)
+    prepare = (*as_admin, partial(slow_batches, 0.4))
+    child = reference.start(run, prepare=prepare, store__url=url, store__replica=second)
+
+    def verified(tier: str) -> int:
+        return sum(event["tier"] == tier for event in happened(run, "copy_verified"))
+
+    wait_until(lambda: verified("store") >= 2 and verified("replica") >= 2, child)
+    child.send(signal.SIGKILL)
+    assert child.wait().exit_code == -signal.SIGKILL
+    own_seaweed.kill()
+    shutil.rmtree(run.parent)
+
+    there = str(parse_location(second).inside("lost"))
+    outcome = resume_url(there, tmp_path / "two", "store.drain=1s", prepare=as_admin).wait()
+    assert outcome.expect(0)
+    again = tmp_path / "two" / "lost"
+    assert "comes from the replica" in outcome.output
+    assert reference.differing(again) == []
+    assert happened(again, "resumed"), "it began anew, which proves nothing"
+    assert {event["tier"] for event in happened(again, "copy_failed")} == {"store"}
+    assert verify_all(copies_of(second, "lost")).bad == ()
+
+
 def test_copies_are_needed(reference: Reference, tmp_path: Path) -> None:
     """The control: without a store, a machine that is lost takes everything with it."""
     run = tmp_path / "lost"

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from steadyolo.adapters.objects.opening import open_store
-from steadyolo.errors import SteadyError, Transient
+from steadyolo.errors import SteadyError, Transient, UserError
 from steadyolo.events import CopyFailed
 from steadyolo.spec.location import parse_location
 from steadyolo.testing import network_faults as faults
@@ -285,7 +285,7 @@ def test_a_run_that_is_taken_back_keeps_what_it_saves_from_then_on(tmp_path: Pat
     checkpoints = run_folder(folder, 1, 2, 8, 9)
     store = MemoryStore()
     theirs = run_folder(tmp_path / "theirs" / "train", 3)
-    take_place(store, "train", claim(2, "w2"), is_ours=True)
+    take_place(store, "train", claim(2, "w2"), is_ours=False)
     run = RemoteRun(store, "train")
     run.upload(theirs.root / name_of(3), Copy(2, name_of(3)), claim=claim(2, "w2"))
     found = newest_of_all(checkpoints, {"store": run}, token_of=lambda _: 1, patience=patient())
@@ -320,6 +320,23 @@ def test_a_place_that_falls_silent_is_passed_over_for_one_that_has_the_same_copy
         found = restore_run(runs, tmp_path / "there", patience=patient(0.1)).found
         assert found.snapshot is not None
         assert (found.snapshot.name, found.tier) == (name_of(2), "replica")
+
+
+def test_a_store_that_refuses_does_not_make_an_older_copy_the_newest(tmp_path: Path) -> None:
+    """Credentials that expire on the way, a wrong key, an archive: nothing is wrong with the copy."""
+    stores, _ = three_tiers(tmp_path / "train", 1, 2)
+
+    def refuse(operation: str, key: str) -> None:
+        if name_of(2) in key and "safetensors" in key:
+            raise UserError("the token has expired", remedy="log in again")
+
+    refusing = {"store": RemoteRun(Watched(stores["store"], refuse), "train")}
+    with pytest.raises(UserError, match="expired"):
+        restore_run(refusing, tmp_path / "there", patience=patient())
+    both = refusing | {"replica": RemoteRun(stores["replica"], "train")}
+    found = restore_run(both, tmp_path / "there", patience=patient()).found
+    assert found.snapshot is not None
+    assert (found.snapshot.name, found.tier) == (name_of(2), "replica")
 
 
 def test_nothing_is_left_and_that_is_said(tmp_path: Path) -> None:
@@ -393,7 +410,7 @@ def test_verified_ones_only_count_for_pruning(tmp_path: Path) -> None:
     spoil(stores["store"], Copy(1, name_of(3)).label)
     pruning = plan_pruning(runs["store"], 1)
     assert [copy.name for copy in pruning.copies] == [name_of(1)], "the newest good one stays"
-    assert [bad.copy.name for bad in pruning.bad] == [name_of(3)]
+    assert [bad.what for bad in pruning.bad] == [Copy(1, name_of(3)).label]
 
 
 def test_an_upload_that_ends_while_a_prune_is_decided_is_left_alone(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from steadyolo.cli.tally import Tally
-from steadyolo.cli.units import age_text, size_text
+from steadyolo.cli.units import age_text
 from steadyolo.events import (
     BatchSkipped,
     CheckpointRejected,
@@ -39,6 +39,7 @@ from steadyolo.events import (
     StepDone,
     TakenOver,
 )
+from steadyolo.spec.size import size_text
 
 REFRESHES_PER_SECOND = 2.0  # each costs about a millisecond of a core that trains
 

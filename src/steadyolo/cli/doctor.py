@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from steadyolo.cli.units import size_text
+from steadyolo.spec.size import size_text
 
 GIB = 2**30
 PROBE_TIMEOUT_S = 120  # a first import from a cold network disk can take most of it

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import DownloadColumn, TextColumn, TransferSpeedColumn
 from rich.progress import Progress as RichProgress
 
-from steadyolo.errors import SteadyError, UserError
+from steadyolo.errors import DataLoss, SteadyError, UserError
 from steadyolo.events import CopyDropped, CopyFailed, Event, TakenOver
 from steadyolo.spec.location import Location, parse_location
 from steadyolo.spec.run_spec import RunSpec
@@ -22,7 +22,7 @@ from steadyolo.vault.lock import RunLock
 from steadyolo.vault.newest import Patience, Progress
 from steadyolo.vault.objects import ObjectStore
 from steadyolo.vault.remote_run import OURS, Pace, RemoteRun, runs_in
-from steadyolo.vault.restore import find_run
+from steadyolo.vault.restore import find_run, restore_run
 from steadyolo.vault.session import new_writer_id, open_session
 from steadyolo.vault.tiers import Tiers
 from steadyolo.vault.uploader import TierSettings
@@ -126,7 +126,7 @@ def pushed(folder: Path, *, timeout_s: float) -> list[str]:
         session = open_session(stores, folder, writer, tiers=spec.tiers, takeover=False, must_reach=True)
         if session is None:
             raise UserError(f"{folder} has no store", remedy=f"give it one: steadyolo resume {folder} store.url=URL")
-        settings = {tier: TierSettings(tier=tier, keep_last=spec.num_copies_kept) for tier in stores}
+        settings = {tier: TierSettings(tier=tier, keep_last=spec.num_copies_kept[tier]) for tier in stores}
         checkpoints = Checkpoints(own / "checkpoints", writer_id=writer)
         newest = next(reversed(checkpoints.committed()), None)
         best = checkpoints.best_known_to(newest) if newest is not None else None  # so that retention spares it
@@ -139,8 +139,44 @@ def _told(event: Event) -> None:
         warn(f"warning: {event}")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RestoredRun:
+    """The checkpoint that a restored run goes on from, the tier it came from, and what could not be used, in words."""
+
+    name: str
+    tier: str
+    rejected: tuple[str, ...]
+    problems: tuple[str, ...]
+
+    def told(self) -> dict[str, object]:
+        """For a program that reads it."""
+        return {
+            "checkpoint": self.name,
+            "tier": self.tier,
+            "rejected": list(self.rejected),
+            "problems": list(self.problems),
+        }
+
+
+def restored_into(folder: Path, kept: KeptRun) -> RestoredRun:
+    """Restore `kept` into `folder`, and warn of what is not used. Raises: as `restore_run`; DataLoss without a copy."""
+    with _shown_arrival() as progress:
+        restored = restore_run(kept.copies, folder, patience=patient(), progress=progress)
+    found = restored.found
+    rejected = tuple(f"{one.name} in the {one.tier} is not used: {one.why}" for one in found.rejected)
+    problems = tuple(f"not restored: {problem}" for problem in restored.problems)
+    for text in (*rejected, *problems):
+        warn(f"warning: {text}")
+    if found.snapshot is None or found.tier is None:
+        raise DataLoss(
+            f"no copy of {kept.name} can be used",
+            remedy="look at the warnings above; another place may have one; `steadyolo store verify` reads them all",
+        )
+    return RestoredRun(name=found.snapshot.name, tier=found.tier, rejected=rejected, problems=problems)
+
+
 @contextmanager
-def shown_arrival() -> Iterator[Progress]:
+def _shown_arrival() -> Iterator[Progress]:
     """Show on standard error what arrives, and how fast."""
     columns = (TextColumn("{task.description}"), DownloadColumn(binary_units=True), TransferSpeedColumn())
     with RichProgress(*columns, console=Console(stderr=True), transient=True) as shown:

@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from steadyolo.cli.train import start
-from steadyolo.errors import DataLoss, UserError
-from steadyolo.spec.location import is_location, parse_location
+from steadyolo.errors import UserError
+from steadyolo.spec.location import is_location
 from steadyolo.spec.run_spec import parse_pairs
 
 _ALLOWABLE = ("dataset", "versions", "takeover")
@@ -55,21 +55,13 @@ def fetch_run(url: str, *, project: object) -> tuple[Path, dict[str, str]]:
 
     Raises: DataLoss when no copy can be used, UserError where something has to be changed first.
     """
-    from steadyolo.cli.places import all_copies, patient, shown_arrival, warn
-    from steadyolo.vault.restore import restore_run
+    from steadyolo.cli.places import all_copies, restored_into, warn
 
     kept = all_copies(url)
-    folder = Path(str(project or "runs/restored")) / parse_location(url).name
+    folder = Path(str(project or "runs/restored")) / kept.name
     warn(f"restoring {url} into {folder}")
-    with shown_arrival() as progress:
-        restored = restore_run(kept.copies, folder, patience=patient(), progress=progress)
-    for rejected in restored.found.rejected:
-        warn(f"warning: {rejected.name} in the {rejected.tier} is not used: {rejected.why}")
-    for problem in restored.problems:
-        warn(f"warning: not restored: {problem}")
-    if restored.found.snapshot is None:
-        raise DataLoss(f"no copy of {url} can be used", remedy="look at the warnings above; another place may have one")
-    warn(f"{restored.found.snapshot.name} comes from the {restored.found.tier}")
+    restored = restored_into(folder, kept)
+    warn(f"{restored.name} comes from the {restored.tier}")
     return folder, kept.changes
 
 

@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from steadyolo.cli.units import age_text, size_text
+from steadyolo.cli.units import age_text
 from steadyolo.errors import DataLoss, UserError
 from steadyolo.events import (
     CopyVerified,
@@ -34,6 +34,7 @@ from steadyolo.events import (
     StepDone,
     read_events,
 )
+from steadyolo.spec.size import size_text
 from steadyolo.state.run_state import RunState
 from steadyolo.vault.checkpoints import STATE, Checkpoints
 

@@ -15,10 +15,11 @@ from rich.table import Table
 
 from steadyolo.cli import store_provision
 from steadyolo.cli.doctor import table as findings_table
-from steadyolo.cli.places import all_copies, named_runs, patient, pushed, shown_arrival
-from steadyolo.cli.units import age_text, size_text
-from steadyolo.errors import DataLoss, Transient
+from steadyolo.cli.places import all_copies, named_runs, pushed, restored_into
+from steadyolo.cli.units import age_text
+from steadyolo.errors import Transient
 from steadyolo.spec.location import parse_location
+from steadyolo.spec.size import size_text
 from steadyolo.vault.remote_run import RemoteRun
 
 store_app = typer.Typer(no_args_is_help=True, help="Copies of runs in a bucket or on another disk.")
@@ -112,7 +113,7 @@ def prune(
                 "deleted": [copy.label for copy in pruning.copies],
                 "orphans": list(pruning.orphans),
                 "kept": [copy.label for copy in pruning.kept],
-                "bad": {found.copy.label: found.why for found in pruning.bad},
+                "bad": {found.what: found.why for found in pruning.bad},
             }
         )
     if as_json:
@@ -138,33 +139,15 @@ def restore(
 
     Example: `steadyolo store restore s3://bucket/runs/train --into /data/runs`
     """
-    from steadyolo.vault.restore import restore_run
-
     started = time.monotonic()
-    console = Console(stderr=True)
     kept = all_copies(url)
     folder = into / kept.name
-    with shown_arrival() as progress:
-        restored = restore_run(kept.copies, folder, patience=patient(), progress=progress)
+    restored = restored_into(folder, kept)
     seconds = time.monotonic() - started
-    for rejected in restored.found.rejected:
-        console.print(f"warning: {rejected.name} in the {rejected.tier} is not used: {rejected.why}")
-    for problem in restored.problems:
-        console.print(f"warning: not restored: {problem}")
-    if restored.found.snapshot is None:
-        raise DataLoss(f"no copy of {url} can be used", remedy="look at the warnings above; another place may have one")
-    result = {
-        "folder": str(folder),
-        "checkpoint": restored.found.snapshot.name,
-        "tier": restored.found.tier,
-        "seconds": seconds,
-        "rejected": [f"{rejected.tier}: {rejected.name}: {rejected.why}" for rejected in restored.found.rejected],
-        "problems": list(restored.problems),
-    }
     if as_json:
-        typer.echo(json.dumps(result))
+        typer.echo(json.dumps({"folder": str(folder), "seconds": seconds, **restored.told()}))
     else:
-        typer.echo(f"{folder}: {result['checkpoint']} from the {result['tier']}, in {age_text(seconds)}")
+        typer.echo(f"{folder}: {restored.name} from the {restored.tier}, in {age_text(seconds)}")
 
 
 @store_app.command("drill")
@@ -174,32 +157,21 @@ def drill(url: Url, as_json: Json = False) -> None:
     Example, weekly from cron: `steadyolo store drill s3://bucket/runs/train`
     """
     from steadyolo.vault.checkpoints import Checkpoints
-    from steadyolo.vault.restore import restore_run
 
     started = time.monotonic()
     kept = all_copies(url)
-    with tempfile.TemporaryDirectory(prefix="steadyolo-drill-") as temporary, shown_arrival() as progress:
+    with tempfile.TemporaryDirectory(prefix="steadyolo-drill-") as temporary:
         folder = Path(temporary) / "run"
-        restored = restore_run(kept.copies, folder, patience=patient(), progress=progress)
-        if restored.found.snapshot is None:
-            reasons = "".join(f"\n    {found.tier}: {found.name}: {found.why}" for found in restored.found.rejected)
-            raise DataLoss(
-                f"the drill failed: no copy of {url} can be used{reasons}", remedy="run steadyolo store verify"
-            )
-        name = restored.found.snapshot.name
-        Checkpoints(folder / "steadyolo" / "checkpoints", writer_id="drill").verify(name)
+        restored = restored_into(folder, kept)
+        Checkpoints(folder / "steadyolo" / "checkpoints", writer_id="drill").verify(restored.name)
         num_bytes = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     seconds = time.monotonic() - started
-    rejected = [f"{found.tier}: {found.name}: {found.why}" for found in restored.found.rejected]
     if as_json:
-        told = {"checkpoint": name, "tier": restored.found.tier, "seconds": seconds, "num_bytes": num_bytes}
-        typer.echo(json.dumps({**told, "rejected": rejected, "problems": list(restored.problems)}))
+        typer.echo(json.dumps({"seconds": seconds, "num_bytes": num_bytes, **restored.told()}))
         return
     typer.echo(
-        f"the run can be restored: {name} from the {restored.found.tier}, {size_text(num_bytes)} in {seconds:.1f} s"
+        f"the run can be restored: {restored.name} from the {restored.tier}, {size_text(num_bytes)} in {seconds:.1f} s"
     )
-    for line in (*rejected, *restored.problems):
-        typer.echo(f"  warning: {line}")
 
 
 @store_app.command("doctor")

@@ -1,15 +1,6 @@
-"""Sizes and durations as people say them."""
+"""Durations as people say them."""
 
 from __future__ import annotations
-
-
-def size_text(num_bytes: float) -> str:
-    """A size in the largest unit that leaves at least 1: "1.5 GiB"."""
-    for unit in ("B", "KiB", "MiB"):
-        if abs(num_bytes) < 1024:
-            return f"{num_bytes:.0f} {unit}" if unit == "B" else f"{num_bytes:.1f} {unit}"
-        num_bytes /= 1024
-    return f"{num_bytes:.1f} GiB"
 
 
 def age_text(seconds: float) -> str:

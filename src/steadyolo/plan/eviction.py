@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from steadyolo.errors import UserError
-from steadyolo.spec.size import told_bytes
+from steadyolo.spec.size import size_text
 
 _USUAL_BUDGET_BYTES = 100 * 1024**3
 _LARGEST_SHARE = 0.8  # of what the disk could give the cache; the rest is for checkpoints and everybody else
@@ -39,7 +39,7 @@ def plan_eviction(
     others = list(others)
     if wanted_bytes > budget_bytes:
         raise UserError(
-            f"the data set takes {told_bytes(wanted_bytes)}, and the cache may take {told_bytes(budget_bytes)}",
+            f"the data set takes {size_text(wanted_bytes)}, and the cache may take {size_text(budget_bytes)}",
             remedy="raise data.cache_budget, or put the cache on a larger disk with data.cache=FOLDER",
         )
     over_bytes = sum(other.num_bytes for other in others) + wanted_bytes - budget_bytes
@@ -56,7 +56,7 @@ def plan_eviction(
     if over_bytes > 0 or short_bytes > 0:
         kept = ", ".join(sorted(other.name for other in others if other.in_use)) or "none"
         raise UserError(
-            f"{told_bytes(max(over_bytes, short_bytes))} more are needed for the data set than the "
+            f"{size_text(max(over_bytes, short_bytes))} more are needed for the data set than the "
             f"{'disk' if short_bytes > 0 else 'cache'} can give; in use by runs: {kept}",
             remedy="free some space or wait for these runs, raise data.cache_budget, "
             "or put the cache on a larger disk with data.cache=FOLDER",

@@ -15,6 +15,7 @@ from steadyolo.spec.cadence import Auto, SaveCadence, parse_cadence, parse_durat
 from steadyolo.spec.location import Location, parse_location
 from steadyolo.spec.size import parse_bytes
 
+TIERS = ("disk", "store", "replica")  # the places beyond the run folder, fastest first
 _LONGEST_WITH_TIERS_S = 40.0  # with the time that a copy takes, a lost machine loses less than a minute
 
 
@@ -41,7 +42,7 @@ class RunSpec:
     store: Location | None = None
     replica: Location | None = None
     disk: Location | None = None
-    num_copies_kept: int = 5
+    num_copies_kept: Mapping[str, int] = field(default_factory=lambda: dict.fromkeys(TIERS, 5))
     spool_bytes: int = 4 * 2**30
     bandwidth_bytes_s: float | None = None  # None: as fast as it goes
     store_drain_s: float = 600.0
@@ -49,7 +50,7 @@ class RunSpec:
     @property
     def tiers(self) -> dict[str, Location]:
         """The places beyond the run folder that keep its checkpoints, fastest first."""
-        places = {"disk": self.disk, "store": self.store, "replica": self.replica}
+        places = dict(zip(TIERS, (self.disk, self.store, self.replica), strict=True))
         return {tier: place for tier, place in places.items() if place is not None}
 
     @property
@@ -126,7 +127,23 @@ def _share(name: str, text: str) -> float:
     return value
 
 
-def _location(name: str, text: str) -> Location:
+def _by_tier(parse: Callable[[str, str], int], default: int) -> Callable[[str, str], dict[str, int]]:
+    """One value for all tiers, or `disk:20,store:5`, where the others keep the default."""
+
+    def parse_all(name: str, text: str) -> dict[str, int]:
+        if ":" not in text:
+            return dict.fromkeys(TIERS, parse(name, text))
+        pairs = [pair.strip().partition(":") for pair in text.split(",")]
+        if unknown := [tier for tier, _, _ in pairs if tier not in TIERS]:
+            raise UserError(f"{name}: {unknown[0]!r} is no place", remedy=f"use {', '.join(TIERS)}: such as store:5")
+        return {**dict.fromkeys(TIERS, default), **{tier: parse(f"{name} {tier}", value) for tier, _, value in pairs}}
+
+    return parse_all
+
+
+def _location(name: str, text: str) -> Location | None:
+    if text.lower() == "none":
+        return None
     try:
         return parse_location(text)
     except UserError as error:
@@ -176,7 +193,7 @@ OURS: dict[str, Setting] = {
     "store.replica": Setting("replica", _location, "a second such place, in another region or of another provider"),
     "store.disk": Setting("disk", _location, "a folder on a disk that outlives this machine"),
     "store.keep_last": Setting(
-        "num_copies_kept", _whole(1), "newest copies kept in each place; the best one beside them"
+        "num_copies_kept", _by_tier(_whole(1), 5), "newest copies kept in each place: 5, or disk:20,store:5,replica:2"
     ),
     "store.spool": Setting("spool_bytes", _bytes, "disk space for checkpoints that wait for a store, such as 4GiB"),
     "store.bandwidth": Setting("bandwidth_bytes_s", _bytes_s, "most that is sent in a second, such as 20MiB/s"),

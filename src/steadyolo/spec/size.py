@@ -23,11 +23,10 @@ def parse_bytes(text: str) -> int:
     return num_bytes
 
 
-def told_bytes(num_bytes: int) -> str:
+def size_text(num_bytes: float) -> str:
     """A size in the largest unit that leaves at least 1: "1.5 GiB"."""
-    size = float(num_bytes)
     for unit in ("B", "KiB", "MiB"):
-        if abs(size) < 1024:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1024
-    return f"{size:.1f} GiB"
+        if abs(num_bytes) < 1024:
+            return f"{num_bytes:.0f} {unit}" if unit == "B" else f"{num_bytes:.1f} {unit}"
+        num_bytes /= 1024
+    return f"{num_bytes:.1f} GiB"

@@ -1,4 +1,4 @@
-"""How this process's allocator treats what a batch, or a part of a file, leaves behind."""
+"""How this process's allocator treats what a batch leaves behind."""
 
 from __future__ import annotations
 

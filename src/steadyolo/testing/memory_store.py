@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import uuid
+from collections.abc import Iterator
 
 from steadyolo.vault.objects import Absent, Data, Listed, Stored, Taken, checked_key
 
@@ -35,6 +36,9 @@ class MemoryStore:
             if checked_key(key) not in self.objects:
                 raise Absent(f"{key} is not there", remedy="check the name")
             return self.objects[key]
+
+    def stream(self, key: str) -> Iterator[Data]:
+        yield self.get(key).data
 
     def list(self, folder: str) -> list[Listed]:
         inside = f"{checked_key(folder.rstrip('/'))}/" if folder else ""

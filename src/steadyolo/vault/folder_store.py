@@ -69,6 +69,9 @@ class FolderStore:
             raise Absent(f"{path} is not there", remedy="check the name")
         return found
 
+    def stream(self, key: str) -> Iterator[Data]:
+        yield self.get(key).data
+
     def list(self, folder: str) -> list[Listed]:
         root = self._path(folder.rstrip("/")) if folder else self._root
         with self._clear_errors(folder):

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from steadyolo.errors import DataLoss, Transient, UserError
+from steadyolo.errors import DataLoss, SteadyError, Transient, UserError
 from steadyolo.plan.uploads import plan_wait_s
 from steadyolo.state.snapshot import Snapshot
 from steadyolo.vault.checkpoints import RUN_FOLDER, Checkpoints, Rejected
@@ -77,8 +77,9 @@ def newest_of_all(
     leave it out of `runs` to go on without it.
     What the folder holds beyond the one that is taken, from a session before it, is set aside and told in `rejected`:
     under its newer name it would push out what is saved from here on.
-    A copy that one tier does not give in time is taken from the next.
-    Raises: `Transient` when a store that is asked does not answer for too long, and no other has that copy.
+    A copy that one tier does not give, or not in time, is taken from the next.
+    Raises: `Transient` when a store that is asked does not answer for too long, and no other has that copy; `UserError`
+    when it refuses (credentials, a key, an archive to be thawed) or the copy is of a version that is not known here.
     """
     places: dict[Copy, list[str]] = {Copy(token_of(name), name): [RUN_FOLDER] for name in checkpoints.names()}
     for tier, run in runs.items():
@@ -86,7 +87,7 @@ def newest_of_all(
             places.setdefault(copy, []).append(tier)
     rejected: list[Rejected] = []
     for copy in sorted(places, reverse=True):
-        silent: Transient | None = None
+        withheld: SteadyError | None = None
         for tier in places[copy]:
             try:
                 tokens = {}
@@ -96,12 +97,12 @@ def newest_of_all(
                 snapshot = checkpoints.load(copy.name)
                 rejected += _set_aside_beyond(copy, checkpoints, rejected)
                 return FoundCopy(snapshot=snapshot, tier=tier, rejected=tuple(rejected), tokens=tokens)
-            except (DataLoss, UserError) as error:
+            except DataLoss as error:
                 rejected.append(Rejected(name=copy.name, why=error.message, tier=tier))
-            except Transient as error:
-                silent = error
-        if silent is not None:  # an older one would do, but this one is kept: better to wait than to lose work
-            raise silent
+            except (Transient, UserError) as error:
+                withheld = error
+        if withheld is not None:  # an older one would do, but this one is kept: better to wait than to lose work
+            raise withheld
     return FoundCopy(snapshot=None, tier=None, rejected=tuple(rejected), tokens={})
 
 

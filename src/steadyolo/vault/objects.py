@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -55,6 +56,7 @@ class ObjectStore(Protocol):
     def put(self, key: str, data: Data) -> None: ...  # whole, durable, and confirmed to be `data`; readers see no mix
     def put_if(self, key: str, data: Data, *, tag: str | None) -> str: ...  # its new tag; `Taken` unless it has `tag`
     def get(self, key: str) -> Stored: ...  # `Absent` when it is not there
+    def stream(self, key: str) -> Iterator[Data]: ...  # its body in pieces, each valid until the next; raises as `get`
     def list(self, folder: str) -> list[Listed]: ...  # under "a/b/" or "", sorted; includes every put that returned
     def holds(self, listed: Listed, data: Data) -> bool: ...  # its body is `data`, for certain
     def delete(self, key: str) -> None: ...  # absent is not an error

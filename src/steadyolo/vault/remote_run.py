@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
@@ -12,10 +13,9 @@ from functools import partial
 from pathlib import Path
 
 from steadyolo.errors import DataLoss, Transient, UserError
-from steadyolo.state.host_memory import keep_freed_memory
 from steadyolo.vault.checkpoints import MANIFEST
 from steadyolo.vault.claim import Claim
-from steadyolo.vault.copy import Copy, Part, StoredManifest, cut
+from steadyolo.vault.copy import PART_BYTES, Copy, Part, StoredManifest, cut
 from steadyolo.vault.crew import Crew
 from steadyolo.vault.manifest import Manifest
 from steadyolo.vault.objects import Absent, Data, Listed, ObjectStore
@@ -24,6 +24,7 @@ OURS = "steadyolo"
 WRITER = f"{OURS}/writer.json"
 CHECKPOINTS = f"{OURS}/checkpoints"
 _NUM_PARALLEL = 4  # uploads and reads under way at once
+_SYNC_EVERY = 8  # parts
 _USE_ANOTHER = "use another copy; `resume` does so by itself"
 
 Pace = Callable[[int], None]  # called with the size of each object before it is sent
@@ -200,17 +201,16 @@ class RemoteRun:
         """
         chosen = [part for part in self.manifest(copy).parts if only(part)]
         with Crew(_NUM_PARALLEL, name="steadyolo-read") as crew:
-            for _ in crew.map(lambda part: self._read_part(copy, part), chosen):
+            for _ in crew.map(lambda part: deque(self._read_part(copy, part), maxlen=0), chosen):
                 pass
         return sum(part.num_bytes for part in chosen)
 
     def fetch(self, copy: Copy, into: Path, *, num_parallel: int = 8, progress: Pace = _at_once) -> bytes:
         """Put the files of `copy` into `into`, and return the text of their manifest, which is not among them.
 
-        Parts that are there from an attempt before are not read again. Each part is verified before it is written.
+        Parts that are there from an attempt before are not read again. When this returns, each part is verified.
         """
         stored = self.manifest(copy)
-        keep_freed_memory()  # each part takes the memory of the one before: clearing it anew takes as long as hashing
         into.mkdir(parents=True, exist_ok=True)
         files = {entry.name: _opened(into / entry.name, entry.num_bytes) for entry in stored.manifest.files}
         try:
@@ -226,30 +226,41 @@ class RemoteRun:
 
     def read_file(self, copy: Copy, name: str) -> bytes:
         """One file of `copy`, verified. Raises: as `verify`."""
-        return b"".join(self._read_part(copy, part) for part in self.manifest(copy).parts if part.file == name)
+        chosen = (part for part in self.manifest(copy).parts if part.file == name)
+        return b"".join(bytes(piece) for part in chosen for piece in self._read_part(copy, part))
 
     def _fetch_part(self, copy: Copy, part: Part, fd: int) -> int:
         is_there = _holds_data(fd, part.start, part.num_bytes) and (
             hashlib.sha256(os.pread(fd, part.num_bytes, part.start)).hexdigest() == part.sha256
         )
         if not is_there:
-            _write_whole(fd, memoryview(self._read_part(copy, part)), part.start)
+            start = part.start
+            for piece in self._read_part(copy, part):
+                _write_whole(fd, memoryview(piece), start)
+                start += len(piece)
+            if part.start // PART_BYTES % _SYNC_EVERY == 0:
+                os.fdatasync(fd)  # the disk writes while others fetch, instead of all of it at the end
         return part.num_bytes
 
-    def _read_part(self, copy: Copy, part: Part) -> Data:
+    def _read_part(self, copy: Copy, part: Part) -> Iterator[Data]:
+        """The part in pieces. Raises: `DataLoss`, after the last or before one too many, if it is not what was sent."""
         key = self._key_of(copy, part.key)
+        digest, num_bytes = hashlib.sha256(), 0
         try:
-            data = self.store.get(key).data
+            for piece in self.store.stream(key):
+                digest.update(piece)
+                num_bytes += len(piece)
+                if num_bytes > part.num_bytes:
+                    break
+                yield piece
         except Absent:
             raise DataLoss(f"{key} in {self.store.url} is not there", remedy=_USE_ANOTHER) from None
-        found = hashlib.sha256(data).hexdigest()
-        if found != part.sha256:
+        if num_bytes != part.num_bytes or digest.hexdigest() != part.sha256:
             raise DataLoss(
-                f"{key} in {self.store.url}: expected {part.num_bytes} bytes with digest {part.sha256}, "
-                f"found {len(data)} bytes with digest {found}",
+                f"{key} in {self.store.url}: expected {part.num_bytes} bytes with digest {part.sha256}, found "
+                f"{'more' if num_bytes > part.num_bytes else f'{num_bytes} bytes'} with digest {digest.hexdigest()}",
                 remedy=_USE_ANOTHER,
             )
-        return data
 
     def _list(self, folder: str) -> list[Listed]:
         return self.store.list(self._key(folder))

@@ -158,7 +158,8 @@ def open_session(
 def take_place(store: ObjectStore, name: str, claim: Claim, *, is_ours: bool) -> RemoteRun:
     """Claim run `name` in `store`; where that is another run's, and not known to be ours, the next free name.
 
-    Raises: `Fenced` when a newer session holds it, `Taken` when another process was faster, and what the store raises.
+    Raises: `UserError` when a run that is known to be there is not; `Fenced` when a newer session holds it; `Taken`
+    when another process was faster; and what the store raises.
     """
     for candidate in _numbered(name):
         run = RemoteRun(store, candidate)
@@ -170,6 +171,12 @@ def take_place(store: ObjectStore, name: str, claim: Claim, *, is_ours: bool) ->
                     remedy="point the tier at another place, or restore what was there",
                 )
             continue
+        if owner is None and is_ours:  # to begin anew would fill the folder that a missing disk is mounted on
+            raise UserError(
+                f"the run was kept in {run.url} and is not there any more",
+                remedy="mount the disk again or look who emptied the place; to go on without it, give the tier another "
+                "place or none, such as store.disk=none",
+            )
         if owner is None or owner.claim.token < claim.token:
             run.take(claim, over=owner)
         elif owner.claim.writer_id != claim.writer_id:

@@ -20,14 +20,6 @@ CURSOR = f"{OURS}/scrub.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class BadCopy:
-    """A copy that must not be used, and why."""
-
-    copy: Copy
-    why: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Bad:
     """A copy, by its label, or a mirrored file that is not what was sent, and why."""
 
@@ -100,7 +92,7 @@ class Pruning:
     copies: tuple[Copy, ...]
     orphans: tuple[str, ...]
     kept: tuple[Copy, ...]
-    bad: tuple[BadCopy, ...]  # neither kept nor deleted: somebody should look at them
+    bad: tuple[Bad, ...]  # neither kept nor deleted: somebody should look at them
 
 
 def plan_pruning(run: RemoteRun, keep_last: int) -> Pruning:
@@ -110,7 +102,7 @@ def plan_pruning(run: RemoteRun, keep_last: int) -> Pruning:
     the run are left alone, since it may be sending them.
     """
     good: list[Copy] = []
-    bad: list[BadCopy] = []
+    bad: list[Bad] = []
     copies = run.copies()
     for copy in reversed(copies):
         if len(good) == keep_last:
@@ -119,9 +111,9 @@ def plan_pruning(run: RemoteRun, keep_last: int) -> Pruning:
             run.verify(copy)
             good.append(copy)
         except (DataLoss, UserError) as error:
-            bad.append(BadCopy(copy=copy, why=error.message))
+            bad.append(Bad(what=copy.label, why=error.message))
     suffix = best_suffix(run, good[0]) if good else None
-    labels = {f"{copy.token:06d}/{copy.name}": copy for copy in copies if copy not in {found.copy for found in bad}}
+    labels = {f"{copy.token:06d}/{copy.name}": copy for copy in copies if copy.label not in {it.what for it in bad}}
     pinned = [label for label, copy in labels.items() if suffix and copy.name.endswith(suffix)]
     doomed = [labels[label] for label in plan_retention(labels, keep_last=keep_last, pinned=pinned)] if good else []
     owner = run.owner()

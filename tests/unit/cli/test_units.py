@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from steadyolo.cli.units import age_text, size_text
+from steadyolo.cli.units import age_text
+from steadyolo.spec.size import size_text
 
 
 @pytest.mark.parametrize(

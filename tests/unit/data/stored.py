@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import threading
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from steadyolo.data.fetch import Dataset, fetch_dataset
 from steadyolo.errors import Transient
 from steadyolo.testing.memory_store import MemoryStore
 from steadyolo.vault.folder_store import FolderStore
-from steadyolo.vault.objects import Listed, ObjectStore, Stored
+from steadyolo.vault.objects import Data, Listed, ObjectStore, Stored
 
 URL = "s3://bucket/pcb/"
 YAML = b"path: /disk/datasets/pcb\ntrain: images/train\nval: images/val\nnames: [open, short]\n"
@@ -61,6 +61,9 @@ class Md5Store(MemoryStore):
             replace(listed, tag=f'"{hashlib.md5(self.objects[listed.key].data).hexdigest()}"')
             for listed in super().list(folder)
         ]
+
+    def stream(self, key: str) -> Iterator[Data]:
+        yield self.get(key).data
 
     def holds(self, listed: Listed, data: bytes | memoryview) -> bool:
         return listed.tag == f'"{hashlib.md5(data).hexdigest()}"'

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from steadyolo.errors import UserError
-from steadyolo.spec.size import parse_bytes, told_bytes
+from steadyolo.spec.size import parse_bytes, size_text
 
 
 @pytest.mark.parametrize(
@@ -33,4 +33,4 @@ def test_what_is_no_size(text: str) -> None:
     [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (3 * 2**30, "3.0 GiB"), (2**42, "4096.0 GiB")],
 )
 def test_told_sizes(num_bytes: int, told: str) -> None:
-    assert told_bytes(num_bytes) == told
+    assert size_text(num_bytes) == told

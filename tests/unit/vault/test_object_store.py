@@ -74,6 +74,7 @@ def test_what_was_put_comes_back(store: ObjectStore, num_bytes: int) -> None:
     data = (b"0123456789" * (num_bytes // 10 + 1))[:num_bytes]
     store.put("a/b", memoryview(data))
     assert store.get("a/b").data == data
+    assert b"".join(bytes(piece) for piece in store.stream("a/b")) == data
     listed = the_only(store)
     assert (listed.key, listed.num_bytes) == ("a/b", num_bytes)
     assert store.holds(listed, data)

@@ -182,7 +182,7 @@ def test_digests_are_needed(
     key = next(key for key in store.objects if copy.label in key and "model" in key)
     store.objects[key] = Stored(data=flip(store.objects[key].data), tag="x")
     monkeypatch.setattr(
-        RemoteRun, "_read_part", lambda self, copy, part: self.store.get(self._key_of(copy, part.key)).data
+        RemoteRun, "_read_part", lambda self, copy, part: self.store.stream(self._key_of(copy, part.key))
     )
     fetched(run, copy, tmp_path / "there")
 

@@ -86,6 +86,16 @@ def test_a_run_that_went_on_elsewhere_is_refused_though_the_store_was_down_at_a_
     assert session({"store": store}, folder, "w4", takeover=True).claim.token > other
 
 
+def test_a_place_that_is_empty_where_the_run_was_kept_is_not_begun_anew(folder: Path) -> None:
+    """A disk that is not mounted: its folder is there, on the disk that dies with the machine."""
+    disk = MemoryStore()
+    session({"disk": disk}, folder, "w1")
+    disk.objects.clear()
+    opened = session({"disk": disk}, folder, "w2")
+    assert "mount the disk" in opened.unreachable["disk"].remedy
+    assert not disk.objects
+
+
 def session_elsewhere(store: ObjectStore, name: str, first: Session) -> int:
     """Another machine takes the run over; returns its token."""
     from dataclasses import replace

@@ -6,7 +6,7 @@ import hashlib
 import re
 import threading
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from obstore.store import ObjectStore as Obstore
 
 _Result = TypeVar("_Result")
+_STREAM_BYTES = 256 * 1024  # fits into a core's cache, so that it is hashed and written before it leaves it
 _MD5 = re.compile(r"[0-9a-f]{32}")
 
 
@@ -75,6 +76,14 @@ class CloudStore:
 
         checked_key(key)
         return self._do("get", key, read)
+
+    def stream(self, key: str) -> Iterator[Data]:
+        import obstore
+
+        checked_key(key)
+        pieces = self._do("get", key, lambda store: iter(obstore.get(store, key).stream(min_chunk_size=_STREAM_BYTES)))
+        while (piece := self._do("get", key, lambda _: next(pieces, None))) is not None:
+            yield memoryview(piece)
 
     def list(self, folder: str) -> list[Listed]:
         import obstore

@@ -51,7 +51,13 @@ def bound_assigners(criterion: Any) -> None:
 
 
 class BoundedAssigner(TaskAlignedAssigner):
-    """Overrides the one method that holds (images, boxes, anchors) tensors."""
+    """Overrides the one method that holds (images, boxes, anchors) tensors.
+
+    `most_pieces` limits the pieces of an image, for who wants to know what memory it takes and not the targets: the
+    later pieces find what the first ones found.
+    """
+
+    most_pieces: int | None = None
 
     limits: Limits | None = None  # None: as it is best on the device at hand
 
@@ -69,7 +75,7 @@ class BoundedAssigner(TaskAlignedAssigner):
         if self.bs * self.n_max_boxes * len(anc_points) * _PAIR_BYTES <= limits.whole_bytes:
             return super()._forward(pd_scores, pd_bboxes, anc_points, gt_labels, gt_bboxes, mask_gt, **extra)
         batch = _Batch(self, pd_scores, pd_bboxes, anc_points, gt_labels, gt_bboxes, mask_gt.bool(), extra)
-        columns = [batch.assign(pieces) for pieces in batch.pieces(limits.piece_bytes)]
+        columns = [batch.assign(pieces[: self.most_pieces]) for pieces in batch.pieces(limits.piece_bytes)]
         fg_mask = torch.stack([each.is_matched for each in columns])
         target_gt_idx = torch.stack([each.box for each in columns])
         labels, boxes, scores = self.get_targets(gt_labels, gt_bboxes, target_gt_idx, fg_mask)

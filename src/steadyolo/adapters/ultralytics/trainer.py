@@ -62,7 +62,7 @@ from steadyolo.data.mirror import Progress
 from steadyolo.data.order import SampleOrder
 from steadyolo.data.window import DecodedWindow
 from steadyolo.errors import SteadyError, UserError
-from steadyolo.spec.size import told_bytes
+from steadyolo.spec.size import size_text
 from steadyolo.state.host_memory import keep_freed_memory
 from steadyolo.state.run_state import Ledger, RunState
 from steadyolo.train.host_copy import HostCopies
@@ -406,7 +406,7 @@ class SteadyTrainer(BaseTrainer):  # type: ignore[misc]  # upstream is untyped
         settings = {
             tier: TierSettings(
                 tier=tier,
-                keep_last=self.spec.num_copies_kept,
+                keep_last=self.spec.num_copies_kept[tier],
                 spool_bytes=self.spec.spool_bytes,
                 bandwidth_bytes_s=self.spec.bandwidth_bytes_s,
             )
@@ -721,7 +721,7 @@ _BY_TASK: dict[str, type[SteadyTrainer]] = {
 def _fetching(progress: Progress) -> str:
     if progress.is_waiting:
         return "waiting for another process that fetches it"
-    return f"{progress.num_done} of {progress.num_files} files, {told_bytes(progress.done_bytes)}"
+    return f"{progress.num_done} of {progress.num_files} files, {size_text(progress.done_bytes)}"
 
 
 def _fraction(fraction: Any, mode: str, split: str) -> Any:
