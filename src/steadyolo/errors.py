@@ -26,3 +26,7 @@ class DataLoss(SteadyError):
 
 class Diverged(SteadyError):
     """The run's numbers are no longer finite and going back did not help."""
+
+
+class DoesNotFit(SteadyError):
+    """There is not enough memory, however little is asked for at once."""

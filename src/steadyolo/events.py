@@ -176,6 +176,24 @@ class NonFinite(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class OutOfMemory(Event):
+    """An allocation failed at a batch, for the `attempt`-th time there; `action` says what was done.
+
+    `where` is loading, forward, backward, update, ema or validation; `error` says what could not be allocated; `fit`
+    is how the batch is put through the network from now on. Of a validation, `batch` is that of its own.
+    """
+
+    kind: ClassVar[str] = "out_of_memory"
+    where: str
+    epoch: int
+    batch: int
+    attempt: int
+    action: str
+    fit: dict[str, int]
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SignalReceived(Event):
     """The process was asked to stop by `signal` (a name such as SIGTERM)."""
 

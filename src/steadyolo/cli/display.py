@@ -30,6 +30,7 @@ from steadyolo.events import (
     EventLog,
     ImagesSkipped,
     NonFinite,
+    OutOfMemory,
     PreemptionNotice,
     Resumed,
     RunStarted,
@@ -219,12 +220,6 @@ def warning_text(event: Event) -> str | None:
             return f"{event.name} could not be saved, training goes on: {event.error}"
         case CheckpointRejected():
             return f"{event.name} is not used: {event.why}"
-        case NonFinite():
-            where = f"epoch {event.epoch + 1}, batch {event.batch + 1}"
-            return f"{event.what} is not finite at {where} (attempt {event.attempt}): {event.action}"
-        case BatchSkipped():
-            why = f": {event.why}" if event.why else ""
-            return f"batch {event.batch + 1} of epoch {event.epoch + 1} is left out{why}"
         case ImagesSkipped():
             listed = "".join(f"\n  {path}: {why}" for path, why in list(event.listed.items())[:10])
             rest = event.count - min(10, len(event.listed))
@@ -234,7 +229,23 @@ def warning_text(event: Event) -> str | None:
         case PreemptionNotice():
             when = "" if event.seconds_left is None else f" in {event.seconds_left:.0f} s"
             return f"{event.provider} announces {event.action}{when}"
+        case NonFinite() | OutOfMemory() | BatchSkipped():
+            return _fault_warning(event)
     return _copy_warning(event)
+
+
+def _fault_warning(event: NonFinite | OutOfMemory | BatchSkipped) -> str:
+    match event:
+        case NonFinite():
+            where = f"epoch {event.epoch + 1}, batch {event.batch + 1}"
+            return f"{event.what} is not finite at {where} (attempt {event.attempt}): {event.action}"
+        case OutOfMemory():
+            batch = "" if event.where == "validation" else f", batch {event.batch + 1}"
+            where = f"{event.where} of epoch {event.epoch + 1}{batch}"
+            return f"out of memory in {where} (attempt {event.attempt}): {event.action}"
+        case BatchSkipped():
+            why = f": {event.why}" if event.why else ""
+            return f"batch {event.batch + 1} of epoch {event.epoch + 1} is left out{why}"
 
 
 def _copy_warning(event: Event) -> str | None:

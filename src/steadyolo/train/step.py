@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from steadyolo.train.out_of_memory import Moment, OutOfMemory, is_out_of_memory, told
 from steadyolo.train.precision import Precision
 
 
@@ -47,7 +48,11 @@ class BatchOutcome:
 
 
 class Stepper:
-    """Accumulates gradients batch by batch and applies them. Decides nothing: the run says when."""
+    """Accumulates gradients batch by batch and applies them. Decides nothing: the run says when.
+
+    From `accumulate` to `settle` a batch can be taken back with `roll_back`, until the optimizer begins its step
+    (`is_applied`): optimizers go through their parameters group by group, and one that fails is left half done.
+    """
 
     def __init__(
         self,
@@ -60,7 +65,9 @@ class Stepper:
         scaler: torch.amp.GradScaler,
         branch_of: Callable[[str], str],
         max_gradient_norm: float = 10.0,
+        agree: Callable[[bool], bool] = bool,
     ) -> None:
+        """`agree` is told by each process of a run whether it could do its part of a batch, and answers for all."""
         self.model = model
         self.optimizer = optimizer
         self._criterion = criterion
@@ -68,53 +75,99 @@ class Stepper:
         self._precision = precision
         self._scaler = scaler
         self._max_gradient_norm = max_gradient_norm
+        self._agree = agree
         self._parameters = [(branch_of(name), p) for name, p in model.named_parameters() if p.requires_grad]
+        self._statistics = _Statistics(model)
+        self._gradients: list[Tensor | None] | None = None  # as they were before the batch; None: nothing to take back
+        self.moment: Moment = "loading"  # what is being done, for whoever tells of a fault
+        self.is_applied = False  # the optimizer has begun its step
 
     def accumulate(self, batch: dict[str, Any]) -> BatchOutcome:
         """Add the gradient of `batch`'s loss to what has been accumulated.
 
-        A batch that `split` takes apart gives the gradient of the whole (BatchNorm statistics aside).
+        A batch that `split` takes apart gives the gradient of the whole (BatchNorm statistics aside). Raises:
+        OutOfMemory when an allocation failed here or, by `agree`, elsewhere.
         """
-        parts = self._split(batch)
-        if len(parts) == 1:
-            part = self._loss(parts[0])
-            loss = torch.stack([branch.total for branch in part.branches.values()]).sum()
-            self._scaler.scale(loss).backward()
-            outcome = BatchOutcome(loss.detach(), part.items, loss.detach())
-        else:
-            outcome = self._accumulate_parts(parts)
+        self._statistics.keep()
+        # A batch's gradient grows beside what was accumulated: adding costs as much as autograd's own would.
+        before = self._gradients = [p.grad for _, p in self._parameters]
+        for _, p in self._parameters:
+            p.grad = None
+        outcome, error = self._attempt(batch)
+        if not self._agree(outcome is not None) or outcome is None:
+            raise OutOfMemory(self.moment, error or "in another process of this run")
+        self._add(before)
         return replace(outcome, finite=self._is_finite(outcome.loss))
+
+    def _add(self, before: Sequence[Tensor | None]) -> None:
+        """Add what was accumulated before to the gradient of this batch, and leave it as it is."""
+        both: list[tuple[Tensor, Tensor]] = []
+        for (_, p), gradient in zip(self._parameters, before, strict=True):
+            if gradient is not None and p.grad is not None:
+                both.append((p.grad, gradient))
+            elif gradient is not None:
+                p.grad = gradient.clone()
+        if both:
+            torch._foreach_add_([new for new, _ in both], [old for _, old in both])
+
+    def _attempt(self, batch: dict[str, Any]) -> tuple[BatchOutcome | None, str]:
+        """Leave the gradient of `batch` alone in the parameters; or say why there was no memory for it."""
+        try:
+            parts = self._split(batch)
+            return (self._accumulate_parts(parts) if len(parts) > 1 else self._accumulate_whole(batch)), ""
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            return None, told(error)
+
+    def _accumulate_whole(self, batch: dict[str, Any]) -> BatchOutcome:
+        part = self._loss(batch)
+        loss = torch.stack([branch.total for branch in part.branches.values()]).sum()
+        self._backward(loss)
+        return BatchOutcome(loss.detach(), part.items, loss.detach())
 
     def _accumulate_parts(self, parts: Sequence[dict[str, Any]]) -> BatchOutcome:
         if getattr(self._criterion, "counts_first", False):
-            with torch.no_grad(), _unchanged_buffers(self.model):
-                tally = _Tally()
+            with torch.no_grad():
+                tally = Tally()
                 for part in parts:
                     tally.add(self._loss(part))
+            self._statistics.restore()
             return self._backpropagate(parts, tally.factors()).outcome()
-        held = [p.grad for _, p in self._parameters]
-        for _, p in self._parameters:
-            p.grad = None
         tally = self._backpropagate(parts, {})
         factors = tally.factors()
-        for (branch, p), before in zip(self._parameters, held, strict=True):
+        for branch, p in self._parameters:
             if p.grad is not None:
                 p.grad.mul_(factors.get(branch, factors["main"]))
-                if before is not None:
-                    p.grad.add_(before)
-            else:
-                p.grad = before
         return tally.outcome()
 
-    def _backpropagate(self, parts: Sequence[dict[str, Any]], known: Mapping[str, Tensor]) -> _Tally:
+    def roll_back(self) -> None:
+        """Put everything where it was before the batch, if one has been begun. Not after `is_applied`."""
+        if self._gradients is not None:
+            self._statistics.restore()
+            for (_, p), gradient in zip(self._parameters, self._gradients, strict=True):
+                p.grad = gradient
+        self.settle()
+
+    def settle(self) -> None:
+        """The batch is done, or everything was restored from elsewhere: nothing of it will be taken back."""
+        self._gradients, self.moment, self.is_applied = None, "loading", False
+        if self._scaler.is_enabled():  # which refuses to unscale the same gradients twice
+            self._scaler._per_optimizer_states.pop(id(self.optimizer), None)
+
+    def _backpropagate(self, parts: Sequence[dict[str, Any]], known: Mapping[str, Tensor]) -> Tally:
         """Backpropagate each part, divided by the batch's normalisers where they are `known`, else not divided."""
-        tally = _Tally()
+        tally = Tally()
         for piece in parts:
             part = self._loss(piece)
             summed = tally.add(part)
             loss = torch.stack([total * known.get(name, 1.0) for name, total in summed.items()]).sum()
-            self._scaler.scale(loss).backward()
+            self._backward(loss)
         return tally
+
+    def _backward(self, loss: Tensor) -> None:
+        self.moment = "backward"
+        self._scaler.scale(loss).backward()
 
     def _is_finite(self, loss: Tensor) -> Tensor:
         """Whether this batch's loss and what it left in the gradients is finite, so that the batch at fault is known.
@@ -127,6 +180,7 @@ class Stepper:
         return torch.isfinite(loss + torch.stack(torch._foreach_norm(gradients)).sum())
 
     def _loss(self, batch: dict[str, Any]) -> Part:
+        self.moment = "forward"
         dtype = self._precision.autocast_dtype
         images = batch["img"]
         if self._precision.channels_last:
@@ -143,9 +197,11 @@ class Stepper:
         A gradient that is not finite is not applied. With a gradient scaler, overflow is the scaler's business: it
         skips the step and shrinks its scale, so it is reported as finite.
         """
+        self.moment = "update"
         self._scaler.unscale_(self.optimizer)
         norm = torch.nn.utils.clip_grad_norm_([p for _, p in self._parameters], self._max_gradient_norm, foreach=True)
         finite = torch.isfinite(norm)
+        self.is_applied = True
         if self._scaler.is_enabled():
             self._scaler.step(self.optimizer)
             self._scaler.update()
@@ -161,7 +217,7 @@ class Stepper:
         return finite
 
 
-class _Tally:
+class Tally:
     """Sums over the parts of a batch: losses before division, and what the batch divides them by."""
 
     def __init__(self) -> None:
@@ -198,17 +254,26 @@ class _Tally:
         return BatchOutcome(loss, items, loss)
 
 
-@contextlib.contextmanager
-def _unchanged_buffers(model: nn.Module) -> Iterator[None]:
-    """Let a pass that only counts leave no trace in running statistics."""
-    buffers = list(model.buffers())
-    before = [buffer.clone() for buffer in buffers]
-    try:
-        yield
-    finally:
+class _Statistics:
+    """Running statistics of a model's normalisation layers, and a copy of them that costs no memory to take."""
+
+    def __init__(self, model: nn.Module) -> None:
+        by_type: dict[torch.dtype, list[Tensor]] = {}
+        for buffer in model.buffers():
+            by_type.setdefault(buffer.dtype, []).append(buffer)
+        self._pairs = [(buffers, [buffer.clone() for buffer in buffers]) for buffers in by_type.values()]
+
+    def keep(self) -> None:
+        """Remember them as they are."""
         with torch.no_grad():
-            for buffer, value in zip(buffers, before, strict=True):
-                buffer.copy_(value)
+            for buffers, kept in self._pairs:
+                torch._foreach_copy_(kept, buffers)
+
+    def restore(self) -> None:
+        """Put them where the last `keep` found them."""
+        with torch.no_grad():
+            for buffers, kept in self._pairs:
+                torch._foreach_copy_(buffers, kept)
 
 
 def _to_float(value: Any) -> Any:

@@ -23,6 +23,7 @@ from steadyolo.events import (
     EventLog,
     ImagesSkipped,
     NonFinite,
+    OutOfMemory,
     Resumed,
     RunFinished,
     RunStarted,
@@ -171,6 +172,8 @@ def test_warnings_name_the_thing_and_what_happens_next() -> None:
             CheckpointRejected(name=SAVE, why="model.safetensors: digest"),
             NonFinite(epoch=0, batch=3, what="box_loss", attempt=1, action="going back"),
             ImagesSkipped(count=12, listed={f"{n}.jpg": "empty" for n in range(12)}),
+            OutOfMemory(where="backward", epoch=1, batch=2, attempt=2, action="doing it again", fit={"num_images": 4}),
+            OutOfMemory(where="validation", epoch=1, batch=2, attempt=1, action="doing it again", fit={}),
         )
     ]
     assert told[0] == f"{SAVE} could not be saved, training goes on: [Errno 28] No space left on device"
@@ -178,6 +181,8 @@ def test_warnings_name_the_thing_and_what_happens_next() -> None:
     assert told[2] == "box_loss is not finite at epoch 1, batch 4 (attempt 1): going back"
     assert told[3] is not None
     assert told[3].endswith("9.jpg: empty\n  and 2 more")
+    assert told[4] == "out of memory in backward of epoch 2, batch 3 (attempt 2): doing it again"
+    assert told[5] == "out of memory in validation of epoch 2 (attempt 1): doing it again"
     assert warning_text(Resumed(name=SAVE, step=1, epoch=0, batch=0)) is None
 
 

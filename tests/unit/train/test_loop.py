@@ -8,9 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from steadyolo.errors import Diverged
+from steadyolo.errors import Diverged, DoesNotFit
+from steadyolo.plan.fit import Fit, FitSchedule
+from steadyolo.plan.recovery import Misfit
 from steadyolo.state.run_state import Cursor, Ledger, RunState
 from steadyolo.train.loop import train
+from steadyolo.train.out_of_memory import OutOfMemory, Shortage
 from steadyolo.train.supervisor import NotFinite, supervise
 
 
@@ -32,6 +35,12 @@ class FakeRun:
     reports: list[tuple[tuple[Cursor, ...], int, str]] = field(default_factory=list)
     num_done: int = 0
     left_out: tuple[Cursor, ...] = ()
+    needs: dict[Cursor, int] = field(default_factory=dict)  # the most images in a pass for which there is memory
+    hiccups: set[Cursor] = field(default_factory=set)  # batches that fit once memory was freed
+    half_done: bool = False  # what fails has changed the weights already
+    schedule: FitSchedule = field(default_factory=lambda: FitSchedule(planned=Fit(num_images=8)))
+    short_of_memory: list[tuple[Cursor, int, str]] = field(default_factory=list)
+    used: dict[Cursor, int] = field(default_factory=dict)  # images in a pass, by batch
 
     def is_over(self, state: RunState) -> bool:
         return state.epochs_closed >= self.num_epochs or state.ledger.stop
@@ -45,6 +54,7 @@ class FakeRun:
         if cursor not in state.skipped:
             if cursor in self.bad:
                 raise NotFinite("the loss", (cursor,))
+            self._allocate(state)
             self.weights = (*self.weights, cursor)
         self.did.append(f"batch {cursor.epoch}.{cursor.batch}")
         return replace(state, cursor=replace(cursor, batch=cursor.batch + 1), step=state.step + 1)
@@ -76,6 +86,34 @@ class FakeRun:
         state, self.weights, _ = self.saved[-1]
         self.left_out = tuple(sorted({*self.left_out, *skip}))
         return replace(state, skipped=self.left_out)
+
+    def _allocate(self, state: RunState) -> None:
+        cursor = state.cursor
+        num_images = self.used[cursor] = self.schedule.at(cursor.epoch, cursor.batch).num_images
+        if cursor in self.hiccups or num_images > self.needs.get(cursor, 8):
+            self.hiccups.discard(cursor)
+            self.failed = state
+            if self.half_done:
+                self.weights = (*self.weights, cursor)
+            raise OutOfMemory("backward", "8 bytes")
+
+    def undo(self, fault: OutOfMemory) -> Shortage:
+        at, state = self.failed.cursor, self.failed
+        if self.half_done:
+            state = self.rewind(skip=())
+        fit = self.schedule.at(at.epoch, at.batch)
+        return Shortage(at=at, misfit=Misfit(fit=fit, planned=self.schedule.planned, num_images=8), state=state)
+
+    def adopt(self, fit: Fit, shortage: Shortage) -> None:
+        self.schedule = self.schedule.changed(shortage.at.epoch, shortage.at.batch, fit)
+
+    def tell(self, fault: OutOfMemory, shortage: Shortage, attempt: int, action: str) -> None:
+        assert fault.__traceback__ is None
+        self.short_of_memory.append((shortage.at, attempt, action))
+
+    def give_up(self, fault: OutOfMemory, shortage: Shortage, why: str) -> DoesNotFit:
+        self.save(shortage.state, required=True)
+        return DoesNotFit(why, remedy="use less")
 
     def report(self, fault: NotFinite, attempt: int, action: str) -> None:
         self.reports.append((fault.batches, attempt, action))
@@ -168,6 +206,46 @@ def test_an_epoch_that_is_scored_gives_new_tries() -> None:
     run = FakeRun(bad=bad)
     supervise(run, start(run), num_tries=2)
     assert [attempt for _, attempt, _ in run.reports] == [1, 2] * 3
+
+
+@pytest.mark.parametrize("half_done", [False, True], ids=["taken back", "half done"])
+@pytest.mark.parametrize("due", [frozenset(), frozenset(range(99))], ids=["saved rarely", "saved often"])
+@given(
+    needs=st.dictionaries(st.builds(Cursor, epoch=st.integers(0, 2), batch=st.integers(0, 3)), st.integers(1, 8)),
+    hiccups=st.sets(st.builds(Cursor, epoch=st.integers(0, 2), batch=st.integers(0, 3))),
+)
+def test_a_batch_that_does_not_fit_is_done_again_and_each_is_used_once(
+    half_done: bool, due: frozenset[int], needs: dict[Cursor, int], hiccups: set[Cursor]
+) -> None:
+    run = FakeRun(needs=needs, hiccups=set(hiccups), saves_due=due, half_done=half_done)
+    end = supervise(run, start(run), num_tries=1)
+    assert run.weights == all_batches(run)
+    assert end.step == len(all_batches(run))
+    least = 8
+    for cursor in all_batches(run):
+        assert run.used[cursor] <= min(needs.get(cursor, 8), least)
+        least = run.used[cursor]
+    assert run.reports == []
+
+
+def test_freeing_is_tried_first_and_once_an_epoch() -> None:
+    at = [Cursor(epoch=1, batch=1), Cursor(epoch=1, batch=2), Cursor(epoch=2, batch=0)]
+    run = FakeRun(hiccups=set(at))
+    supervise(run, start(run), num_tries=1)
+    free, halve = "freeing what is not in use and doing it again", "doing it again with 4 images in a pass"
+    assert run.short_of_memory == [(at[0], 1, free), (at[1], 1, halve), (at[2], 1, free)]
+
+
+def test_a_batch_that_never_fits_ends_the_run_after_a_save() -> None:
+    at = Cursor(epoch=1, batch=2)
+    run = FakeRun(needs={at: 0})
+    with pytest.raises(DoesNotFit, match="1 image in a pass already"):
+        supervise(run, start(run), num_tries=1)
+    assert [attempt for _, attempt, _ in run.short_of_memory] == [1, 2, 3, 4, 5]
+    assert run.short_of_memory[-1] == (at, 5, "giving up")
+    state, weights, required = run.saved[-1]
+    assert (state.cursor, required) == (at, True)
+    assert weights == all_batches(run)[: 4 + 2]
 
 
 def test_other_faults_are_not_the_supervisors() -> None:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from steadyolo.train.out_of_memory import OutOfMemory
 from steadyolo.train.precision import Precision
 from steadyolo.train.step import Stepper
 
@@ -186,3 +187,181 @@ def test_a_fused_optimizer_does_not_apply_it_either() -> None:
     made.accumulate(given)
     assert bool(made.update())
     assert any(not torch.equal(value, before[name]) for name, value in made.model.state_dict().items())
+
+
+# --- batches that are taken back ---
+
+
+class Normalised(nn.Module):
+    """A network with running statistics and dropout, whose middle asks for memory that is not there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk, self.norm, self.drop = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.2)
+        self.many, self.one = nn.Linear(4, 2), nn.Linear(4, 2)
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        features = self.drop(self.norm(self.trunk(images))).tanh().mean((2, 3))
+        return {"many": self.many(features), "one": self.one(features.detach())}
+
+
+def fail(*_: object, **__: object) -> None:
+    torch.empty(2**60, dtype=torch.uint8)
+
+
+@dataclass
+class Counted:
+    """Calls `act` at the `nth` call, counted from 1."""
+
+    nth: int
+    act: Callable[..., None] = fail
+
+    def __call__(self, *_: object) -> None:
+        self.nth -= 1
+        if self.nth == 0:
+            self.act()
+
+
+FAILING: dict[str, Callable[[Stepper, int], object]] = {
+    "forward": lambda made, nth: made.model.many.register_forward_hook(Counted(nth)),  # type: ignore[union-attr,operator]
+    "backward": lambda made, nth: made.model.trunk.weight.register_hook(Counted(nth)),  # type: ignore[union-attr,operator]
+}
+
+
+def normalised(num_images: int, optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.AdamW) -> Stepper:
+    torch.manual_seed(0)
+    model = Normalised()
+    return Stepper(
+        model,
+        optimizer(model.parameters(), lr=0.1),
+        criterion=criterion,
+        split=split(num_images),
+        precision=Precision("fp32", channels_last=False),
+        scaler=torch.amp.GradScaler("cpu", init_scale=2.0**8),
+        branch_of=lambda name: "one2one" if name.startswith("one.") else "main",
+    )
+
+
+def single(seed: int) -> dict[str, Tensor]:
+    return {name: value.float() for name, value in batch(seed).items()}
+
+
+def everything(made: Stepper) -> dict[str, Tensor]:
+    """All tensors that training changes, as they are now."""
+    state = {f"model/{name}": value for name, value in made.model.state_dict().items()}
+    state |= {f"gradient/{name}": value for name, value in gradients(made).items()}
+    for number, (_, held) in enumerate(made.optimizer.state.items()):
+        state |= {f"optimizer/{number}/{name}": value for name, value in held.items() if isinstance(value, Tensor)}
+    state["scale"] = torch.tensor(made._scaler.get_scale())
+    return {name: value.clone() for name, value in state.items()}
+
+
+def differing(one: dict[str, Tensor], other: dict[str, Tensor]) -> list[str]:
+    return [
+        name
+        for name in {**one, **other}
+        if name not in one or name not in other or not torch.equal(one[name], other[name])
+    ]
+
+
+def learn(made: Stepper, seed: int, *, update: bool = True) -> None:
+    torch.manual_seed(seed)
+    made.accumulate(single(seed))
+    if update:
+        made.update()
+    made.settle()
+
+
+@pytest.mark.parametrize("nth", [1, 2, 3])
+@pytest.mark.parametrize("num_before", [0, 1], ids=["first of its step", "second of its step"])
+@pytest.mark.parametrize("where", FAILING)
+def test_a_batch_that_failed_leaves_no_trace(where: str, num_before: int, nth: int) -> None:
+    made, undisturbed = normalised(3), normalised(3)
+    for one in (made, undisturbed):
+        learn(one, 1)
+        for seed in range(num_before):
+            learn(one, 10 + seed, update=False)
+    before = everything(made)
+    hook = FAILING[where](made, nth)
+    with pytest.raises(OutOfMemory) as caught:
+        made.accumulate(single(5))
+    hook.remove()  # type: ignore[attr-defined]
+    assert caught.value.moment == where
+    assert differing(everything(made), before), "it failed before it changed anything"
+    made.roll_back()
+    assert differing(everything(made), before) == []
+    for one in (made, undisturbed):
+        learn(one, 5)
+    assert differing(everything(made), everything(undisturbed)) == []
+
+
+def test_a_failure_before_the_optimizers_step_is_taken_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    made, undisturbed = normalised(3), normalised(3)
+    for one in (made, undisturbed):
+        learn(one, 1)
+        learn(one, 2, update=False)
+    before = everything(made)
+    made.accumulate(single(3))
+    with monkeypatch.context() as patched, pytest.raises(RuntimeError, match="can't allocate memory"):
+        patched.setattr(torch.nn.utils, "clip_grad_norm_", fail)
+        made.update()
+    assert not made.is_applied
+    made.roll_back()
+    assert differing(everything(made), before) == []
+    for one in (made, undisturbed):
+        learn(one, 3)
+    assert differing(everything(made), everything(undisturbed)) == []
+
+
+def test_a_step_that_was_begun_is_known() -> None:
+    made = normalised(9)
+    made.accumulate(single(1))
+    made.optimizer.register_step_pre_hook(fail)
+    with pytest.raises(RuntimeError, match="can't allocate memory"):
+        made.update()
+    assert made.is_applied
+    assert made.moment == "update"
+
+
+@pytest.mark.parametrize("agreed", [True, False])
+def test_what_one_process_cannot_do_none_does(agreed: bool) -> None:
+    made, asked = normalised(9), []
+
+    def agree(mine: bool) -> bool:
+        asked.append(mine)
+        return mine and agreed
+
+    made._agree = agree
+    before = everything(made)
+    if agreed:
+        made.accumulate(single(1))
+    else:
+        with pytest.raises(OutOfMemory, match="another process"):
+            made.accumulate(single(1))
+        made.roll_back()
+        assert differing(everything(made), before) == []
+    hook = FAILING["forward"](made, 1)
+    with pytest.raises(OutOfMemory, match="can't allocate memory"):
+        made.accumulate(single(1))
+    hook.remove()  # type: ignore[attr-defined]
+    assert asked == [True, False]
+
+
+def test_errors_that_have_nothing_to_do_with_memory_pass() -> None:
+    made = normalised(9)
+    with pytest.raises(KeyError):
+        made.accumulate({"img": single(1)["img"]})
+
+
+def test_the_restore_is_needed() -> None:
+    """Without it the statistics have seen the failed batch, and the step has the gradient of half of it."""
+    made, undisturbed = normalised(3), normalised(3)
+    for one in (made, undisturbed):
+        learn(one, 1)
+    hook = FAILING["backward"](made, 2)
+    with pytest.raises(OutOfMemory):
+        made.accumulate(single(5))
+    hook.remove()  # type: ignore[attr-defined]
+    for one in (made, undisturbed):
+        learn(one, 5)
+    assert any("running_mean" in name for name in differing(everything(made), everything(undisturbed)))

@@ -137,16 +137,20 @@ class Criterion:
         }
 
 
-def split_batch(batch: dict[str, Any], num_images: int, *, overlap_masks: bool = True) -> list[dict[str, Any]]:
+def split_batch(
+    batch: dict[str, Any], num_images: int, *, overlap_masks: bool = True, num_least: int = 1
+) -> list[dict[str, Any]]:
     """Parts of `batch` of at most `num_images` images each, in order; instances go with their images.
+
+    No part has fewer than `num_least` images, unless the batch has: one may then have `num_images` and one more.
 
     `overlap_masks` says that masks are one picture per image with its instances numbered, not one per instance.
     """
     total = batch["img"].shape[0]
-    if num_images >= total:
+    count = min(-(-total // num_images), max(total // num_least, 1))
+    if count == 1:
         return [batch]
     per_instance = set() if "batch_idx" not in batch else _PER_INSTANCE | (set() if overlap_masks else {"masks"})
-    count = -(-total // num_images)
     edges = [total * i // count for i in range(count + 1)]  # even parts: a lone image has no statistics of its own
     parts = []
     for start, stop in pairwise(edges):

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from steadyolo import events
-from steadyolo.adapters.ultralytics.criterion import Criterion, split_batch
+from steadyolo.adapters.ultralytics.criterion import Criterion
+from steadyolo.adapters.ultralytics.fitting import Fitting
 from steadyolo.adapters.ultralytics.tensors import (
     gradients,
     groups_to_json,
@@ -25,12 +26,15 @@ from steadyolo.adapters.ultralytics.tensors import (
     restore_optimizer,
 )
 from steadyolo.data.randomness import seed_generators
-from steadyolo.errors import DataLoss
+from steadyolo.errors import DataLoss, DoesNotFit
 from steadyolo.judge.ledger import observe
 from steadyolo.plan.cadence import is_due
+from steadyolo.plan.fit import Fit
 from steadyolo.state.run_state import Cursor, RunState
 from steadyolo.state.snapshot import Snapshot, checkpoint_name
+from steadyolo.train.ema import MovingAverage
 from steadyolo.train.host_copy import Copies, HostCopies
+from steadyolo.train.out_of_memory import OutOfMemory, Shortage, free_memory, told_apart
 from steadyolo.train.signals import StopRequest
 from steadyolo.train.step import BatchOutcome, Stepper
 from steadyolo.train.supervisor import NotFinite
@@ -50,6 +54,18 @@ class ScoringCut(Exception):
     """A stop was requested while scoring: the epoch stays unclosed and is scored again on resume."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Before:
+    """What a batch changes beside tensors, as it was before the batch."""
+
+    state: RunState
+    tloss: Any
+    loss: Any
+    loss_items: Any
+    window: tuple[Cursor, ...]
+    doubts: tuple[Any, ...]
+
+
 class UltralyticsRun:
     """One process's run: implements `steadyolo.train.supervisor.Recoverable` over a set-up trainer."""
 
@@ -63,7 +79,7 @@ class UltralyticsRun:
         stop: StopRequest,
         copies: HostCopies,
         made_from: dict[str, Any],
-        accumulate: int,
+        fitting: Fitting,
         best_name: str | None,
         stalls_s: dict[str, float],
     ) -> None:
@@ -74,8 +90,7 @@ class UltralyticsRun:
         self._stop = stop
         self._copies = copies
         self._made_from = made_from
-        self._nominal_accumulate = accumulate
-        self._accumulate = accumulate
+        self._nominal_accumulate = self._accumulate = int(made_from["plan"]["accumulate"])
         self._num_batches = len(trainer.train_loader)
         model = self._model
         self._criterion = Criterion(model)
@@ -84,17 +99,19 @@ class UltralyticsRun:
         self._ema_state = trainer.ema.ema.state_dict()
         self._statistics = {f"model/{name}" for name, _ in model.named_buffers()}
         self._names: dict[torch.Tensor, str] = {p: name for name, p in self._parameters.items()}
-        micro = trainer.spec.num_micro_batch_images or trainer.batch_size
+        self._average = MovingAverage(self._ema_state, self._model_state)
+        self._fitting = fitting
         self._stepper = Stepper(
             trainer.model,
             trainer.optimizer,
             criterion=self._criterion,
-            split=lambda batch: split_batch(batch, micro, overlap_masks=bool(trainer.args.overlap_mask)),
+            split=fitting.split,
             precision=trainer.precision,
             scaler=trainer.scaler,
             branch_of=lambda name: "one2one" if ".one2one_" in name else "main",
         )
         trainer.name_losses(self._criterion.names)
+        trainer.tloss = None
         trainer.loss = torch.zeros((), device=trainer.device)  # upstream's `validate` reads these before any batch has
         trainer.loss_items = dict.fromkeys(self._criterion.names, trainer.loss)
         # Over this process's life: the checkpoint gone back to does not know what later ones left out.
@@ -102,6 +119,7 @@ class UltralyticsRun:
         self._open_epoch: int | None = None  # the epoch whose start has been announced
         self._doubts: list[tuple[torch.Tensor, tuple[Cursor, ...]]] = []  # finiteness not yet read from the device
         self._window: tuple[Cursor, ...] = ()  # batches since the last update
+        self._before: _Before | None = None
         self.best_name = best_name  # the checkpoint that retention spares for its score
         self._stalls_s = stalls_s  # how long the loop stood still, by checkpoint; read when it is committed
         self._csv = b""
@@ -137,10 +155,25 @@ class UltralyticsRun:
     # -- one batch -------------------------------------------------------------------------------------------------
 
     def train_batch(self, state: RunState) -> RunState:
-        """Consume the batch at the cursor. Raises: NotFinite when its loss, or the window's gradient, is not finite."""
+        """Consume the batch at the cursor.
+
+        Raises: NotFinite when its loss, or the window's gradient, is not finite; OutOfMemory when an allocation failed,
+        after which `undo` has to be called.
+        """
+        if self._open_epoch != state.cursor.epoch:
+            self._start_epoch(state.cursor)
+        self._fitting.begin(state.cursor)
+        trainer = self._trainer
+        self._before = _Before(
+            state, trainer.tloss, trainer.loss, trainer.loss_items, self._window, tuple(self._doubts)
+        )
+        with told_apart(lambda: self._stepper.moment):
+            state = self._train_batch(state)
+        self._stepper.settle()
+        return state
+
+    def _train_batch(self, state: RunState) -> RunState:
         trainer, cursor = self._trainer, state.cursor
-        if self._open_epoch != cursor.epoch:
-            self._start_epoch(cursor)
         batch = trainer.train_loader.batch(cursor)
         pending = state.pending_batches + 1
         if cursor in state.skipped:
@@ -207,7 +240,8 @@ class UltralyticsRun:
         finite = self._stepper.update()
         self._doubt("the gradient", finite, self._window)
         self._window = ()
-        self._trainer.ema.update(self._trainer.model)
+        self._stepper.moment, ema = "ema", self._trainer.ema
+        ema.updates = self._average.advance(ema.updates)
 
     def _doubt(self, what: str, finite: torch.Tensor, batches: tuple[Cursor, ...]) -> None:
         """Check now where that costs nothing; on an accelerator, remember to look before the next update or save."""
@@ -276,6 +310,10 @@ class UltralyticsRun:
                 trainer.metrics, trainer.fitness = trainer.validate()
             except ScoringCut:
                 return state
+            except DoesNotFit:
+                self.save(state, required=True)
+                self.drain()
+                raise
         now = time.monotonic()
         elapsed, self._clock_s = now - self._clock_s, now
         closed = replace(
@@ -358,7 +396,11 @@ class UltralyticsRun:
         self._copying, self._stalls_s[name] = name, 0.0
         tensors = self._tensors()
         at_once = {*self._statistics, *(f"gradients/{gradient}" for gradient in tensors["gradients"])}
-        self._copies.begin(tensors, at_once=at_once, then=submit)
+        try:
+            with told_apart(lambda: "saving"):
+                self._copies.begin(tensors, at_once=at_once, then=submit)
+        except OutOfMemory as error:  # of the host; a run goes on without a save as it does when the disk is full
+            self._log.emit(events.SaveFailed(name=name, error=str(error)))
         self._last_save_s, self._last_save_step = time.monotonic(), state.step
         self._stalls_s[name] += self._last_save_s - started
         if self._just_closed:
@@ -420,6 +462,7 @@ class UltralyticsRun:
             trainer.loss_items = trainer.tloss
         self._csv = snapshot.files.get("results.csv", b"")
         self._write_csv() if self._csv else trainer.csv.unlink(missing_ok=True)
+        self._stepper.settle()
         self._open_epoch, self._doubts = None, []
         first = state.cursor.batch - state.pending_batches + state.cursor.epoch * self._num_batches
         self._window = tuple(
@@ -461,3 +504,49 @@ class UltralyticsRun:
         self._log.emit(
             events.NonFinite(epoch=at.epoch, batch=at.batch, what=fault.what, attempt=attempt, action=action)
         )
+
+    # -- memory that does not suffice ------------------------------------------------------------------------------
+
+    def undo(self, fault: OutOfMemory) -> Shortage:
+        """Put the failed batch's start back: in place or, once the optimizer began its step, from a checkpoint."""
+        trainer, before = self._trainer, self._before
+        if before is None:
+            raise fault
+        trainer.train_loader.reset()
+        if self._stepper.is_applied:
+            free_memory()
+            state = self.rewind(skip=())
+        else:
+            self._stepper.roll_back()
+            trainer.tloss, trainer.loss, trainer.loss_items = before.tloss, before.loss, before.loss_items
+            self._window, self._doubts = before.window, list(before.doubts)
+            free_memory()
+            state = before.state
+        at = before.state.cursor
+        num_images = len(trainer.train_loader.order.positions(at))
+        return Shortage(at=at, misfit=self._fitting.misfit(num_images), state=state)
+
+    def adopt(self, fit: Fit, shortage: Shortage) -> None:
+        self._fitting.adopt(fit, shortage.at)
+
+    def tell(self, fault: OutOfMemory, shortage: Shortage, attempt: int, action: str) -> None:
+        at = shortage.at
+        fit = asdict(self._fitting.at(at))
+        self._log.emit(
+            events.OutOfMemory(
+                where=fault.moment,
+                epoch=at.epoch,
+                batch=at.batch,
+                attempt=attempt,
+                action=action,
+                fit=fit,
+                error=fault.error,
+            )
+        )
+
+    def give_up(self, fault: OutOfMemory, shortage: Shortage, why: str) -> DoesNotFit:
+        """Save what there is, and say what would fit."""
+        self._fitting.take_back(shortage.at)
+        self.save(shortage.state, required=True)
+        self.drain()
+        return self._trainer.does_not_fit(fault.moment, f"{why} ({fault.error})")

@@ -11,7 +11,7 @@ import os
 import random
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, ClassVar
@@ -41,6 +41,7 @@ from steadyolo.adapters.ultralytics.checked_data import (
 from steadyolo.adapters.ultralytics.criterion import bounded_criterion
 from steadyolo.adapters.ultralytics.dataset import KeyedClassificationDataset, KeyedDataset
 from steadyolo.adapters.ultralytics.export import WeightExporter
+from steadyolo.adapters.ultralytics.fitting import Fitting, schedule_of
 from steadyolo.adapters.ultralytics.loader import PREFETCH_BATCHES, KeyedLoader
 from steadyolo.adapters.ultralytics.opening import (
     OURS_FOLDER,
@@ -54,6 +55,7 @@ from steadyolo.adapters.ultralytics.opening import (
 )
 from steadyolo.adapters.ultralytics.optimizers import fused
 from steadyolo.adapters.ultralytics.run import ScoringCut, UltralyticsRun
+from steadyolo.adapters.ultralytics.scoring import Scoring
 from steadyolo.adapters.ultralytics.workarounds import light_determinism, patient_nms, quiet_upstream
 from steadyolo.data.cache import usual_cache
 from steadyolo.data.fetch import Dataset, fetch_dataset, is_in_store
@@ -61,7 +63,9 @@ from steadyolo.data.fingerprint import fingerprint
 from steadyolo.data.mirror import Progress
 from steadyolo.data.order import SampleOrder
 from steadyolo.data.window import DecodedWindow
-from steadyolo.errors import SteadyError, UserError
+from steadyolo.errors import DoesNotFit, SteadyError, UserError
+from steadyolo.plan.fit import Fit, FitSchedule
+from steadyolo.plan.recovery import Again, Stop
 from steadyolo.spec.size import size_text
 from steadyolo.state.host_memory import keep_freed_memory
 from steadyolo.state.run_state import Ledger, RunState
@@ -309,9 +313,16 @@ class SteadyTrainer(BaseTrainer):  # type: ignore[misc]  # upstream is untyped
             self._log.emit(events.PreemptionNotice(provider=notice.provider, action=notice.kind, seconds_left=left_s))
 
     def validate(self) -> Any:
+        """Score the EMA. Raises: DoesNotFit when there is not enough memory for a single image."""
         bounded_criterion(self.ema.ema)  # scoring computes losses too, of twice as many images at once
         with patient_nms():
-            return super().validate()
+            return self._scored(super().validate)
+
+    def _scored(self, score: Callable[[], Any]) -> Any:
+        scores = self._scoring(score, self.epoch)
+        if isinstance(scores, Stop):
+            raise self.does_not_fit("validation", scores.why)
+        return scores
 
     def final_eval(self) -> None:
         """Score `best.pt`. Upstream also strips both files in place here; ours are exported stripped."""
@@ -321,7 +332,7 @@ class SteadyTrainer(BaseTrainer):  # type: ignore[misc]  # upstream is untyped
         self.validator.args.plots = self.args.plots
         self.validator.args.compile = False
         with patient_nms():
-            self.metrics = self.validator(model=self.best)
+            self.metrics = self._scored(lambda: self.validator(model=self.best))
         self.metrics.pop("fitness", None)
         self.epoch += 1
         self.run_callbacks("on_fit_epoch_end")
@@ -369,6 +380,7 @@ class SteadyTrainer(BaseTrainer):  # type: ignore[misc]  # upstream is untyped
             log.emit(events.ImagesSkipped(count=len(self._problems), listed=self._problems))
         plan = self._plan()
         made_from = self._made_from(plan)
+        self._scoring = self._make_scoring(plan, log)
         replace_file(own / "spec.json", to_json(self.spec.to_dict()))
         replace_file(own / "plan.json", to_json(plan))
         (own / "finished.json").unlink(missing_ok=True)
@@ -480,7 +492,7 @@ class SteadyTrainer(BaseTrainer):  # type: ignore[misc]  # upstream is untyped
             stop=stop,
             copies=copies,
             made_from=made_from,
-            accumulate=plan["accumulate"],
+            fitting=self._fitting(plan),
             best_name=best_name,
             stalls_s=run_stalls,
         )
@@ -573,8 +585,7 @@ class SteadyTrainer(BaseTrainer):  # type: ignore[misc]  # upstream is untyped
             self.plot_metrics()
         self.run_callbacks("on_train_end")
         self._clear_memory()
-        if hasattr(self.test_loader, "close"):
-            self.test_loader.close()
+        self.validator.dataloader.close()
         finished = {
             "epochs": state.epochs_closed,
             "early": state.ledger.stop,
@@ -599,10 +610,20 @@ class SteadyTrainer(BaseTrainer):  # type: ignore[misc]  # upstream is untyped
 
     def _plan(self) -> dict[str, Any]:
         """What was decided for this run. A run that goes on keeps what changes its mathematics."""
+        start = None if self._start is None else (self._start.made_from["plan"], self._start.state.cursor)
+        planned = {
+            "fits": Fit(num_images=self.spec.num_micro_batch_images or self.batch_size),
+            "val_fits": Fit(num_images=self.test_loader.batch_size),
+        }
+        fits = {
+            name: schedule_of(name, fit, start=start, plan_file=self._folder / OURS_FOLDER / "plan.json").to_list()
+            for name, fit in planned.items()
+        }
         if self._start is not None:
-            return {**self._start.made_from["plan"], "num_batches": len(self.train_loader)}
+            return {**self._start.made_from["plan"], "num_batches": len(self.train_loader), **fits}
         chosen = ("optimizer", "lr0", "warmup_bias_lr")
         return {
+            **fits,
             "optimizer": {name: getattr(self.args, name) for name in chosen},
             "accumulate": int(self.accumulate),
             "num_batches": len(self.train_loader),
@@ -611,6 +632,49 @@ class SteadyTrainer(BaseTrainer):  # type: ignore[misc]  # upstream is untyped
             "device": self.device.type,
             "threads": torch.get_num_threads(),
         }
+
+    def _fitting(self, plan: dict[str, Any]) -> Fitting:
+        """What puts batches through the network, in the way that fits."""
+        smallest = self.args.imgsz * (1 - float(self.args.multi_scale))
+        return Fitting(
+            FitSchedule.from_list(plan["fits"]),
+            recompute=None,
+            overlap_masks=bool(self.args.overlap_mask),
+            num_least=1 if smallest >= 2 * self.stride else 2,  # else the last layers see one pixel of an image
+            keep=lambda schedule: self._keep_fits("fits", schedule, plan),
+        )
+
+    def _make_scoring(self, plan: dict[str, Any], log: events.EventLog) -> Scoring:
+        """What validates, in the way that fits."""
+
+        def tell(error: str, epoch: int, attempt: int, move: Again | Stop) -> None:
+            log.emit(
+                events.OutOfMemory(
+                    where="validation",
+                    epoch=epoch,
+                    batch=self.validator.batch_i or 0,
+                    attempt=attempt,
+                    action="giving up" if isinstance(move, Stop) else move.action,
+                    fit={} if isinstance(move, Stop) else asdict(move.fit),
+                    error=error,
+                )
+            )
+
+        return Scoring(
+            self.validator,
+            self.ema.ema,
+            FitSchedule.from_list(plan["val_fits"]),
+            keep=lambda schedule: self._keep_fits("val_fits", schedule, plan),
+            tell=tell,
+        )
+
+    def _keep_fits(self, name: str, schedule: FitSchedule, plan: dict[str, Any]) -> None:
+        """Keep what was learned to fit in the plan: in the run folder, and in each checkpoint from now on."""
+        plan[name] = schedule.to_list()
+        try:
+            replace_file(self._folder / OURS_FOLDER / "plan.json", to_json(plan))
+        except OSError as error:  # the next checkpoint carries it too
+            LOGGER.warning(f"plan.json could not be written: {error}")
 
     def _made_from(self, plan: dict[str, Any]) -> dict[str, Any]:
         """The origin that each checkpoint carries. Raises: UserError when a resumed run's data has changed."""
@@ -635,6 +699,17 @@ class SteadyTrainer(BaseTrainer):  # type: ignore[misc]  # upstream is untyped
             "versions": package_versions(),
             "dataset": {"fingerprint": found, "num_train_images": len(dataset)},
         }
+
+    def does_not_fit(self, where: str, why: str) -> DoesNotFit:
+        """The error for a run that cannot go on with the memory that there is."""
+        size = int(self.args.imgsz)
+        smaller = max(size // 2 // self.stride, 1) * self.stride
+        sizes = f"imgsz={smaller}, " if smaller < size else ""
+        return DoesNotFit(
+            f"there is not enough memory ({where}) for {self.args.model} at imgsz={size}: {why}",
+            remedy=f"use {sizes}a smaller model or batch, or free memory; what was trained is saved, "
+            f"and where there is more memory steadyolo resume {self._folder} goes on",
+        )
 
     # -- small services for the run --------------------------------------------------------------------------------
 
