@@ -35,7 +35,7 @@ from steadyolo.train.recompute import Recompute
 from steadyolo.train.scale import Scale, no_workspace
 from steadyolo.train.step import Stepper
 
-_ENOUGH_PARTS = 2  # from the second on, each part of a batch finds the same held
+_ENOUGH_PARTS = 2  # from the second on, each part of what is done in parts finds the same held
 
 
 def trace(workload: Workload) -> Trace:
@@ -111,6 +111,7 @@ class _Rehearsal:
                 layer.register_forward_hook(told.after)
             for assigner in assigners_of(module.criterion):
                 assigner.register_forward_pre_hook(self._assumed.assigning)
+                assigner.most_pieces = _ENOUGH_PARTS  # type: ignore[assignment]
                 if self._workload.device == "cuda":
                     assigner.limits = ACCELERATOR_LIMITS  # type: ignore[assignment]
 
