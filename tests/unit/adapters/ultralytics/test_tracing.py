@@ -106,7 +106,7 @@ def test_each_kind_is_there_and_what_is_resident_does_not_change() -> None:
     assert peak.by_kind["ema"] == peak.by_kind["weights"]
     left = sum(move.num_bytes for move in trace.training)
     resident = sum(peak.by_kind[kind] for kind in ("weights", "optimizer", "ema"))
-    assert resident <= left <= resident + 2 * MIB  # the batch and its losses are still looked at
+    assert resident <= left <= resident + peak.by_kind["input"] + MIB  # the batch and its losses are still looked at
 
 
 def test_every_storage_is_taken_once_and_given_back_at_most_once() -> None:
