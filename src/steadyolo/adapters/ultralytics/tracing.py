@@ -111,6 +111,7 @@ class _Rehearsal:
                 layer.register_forward_hook(told.after)
             for assigner in assigners_of(module.criterion):
                 assigner.register_forward_pre_hook(self._assumed.assigning)
+                assigner.register_forward_hook(self._assumed.assigned)
                 assigner.most_pieces = _ENOUGH_PARTS  # type: ignore[assignment]
                 if self._workload.device == "cuda":
                     assigner.limits = ACCELERATOR_LIMITS  # type: ignore[assignment]
