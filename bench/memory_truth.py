@@ -166,6 +166,7 @@ def _real(request: bench.Json) -> bench.Json:
     import torch
 
     torch.manual_seed(request["seed"])
+    gc.collect()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         step = prepared(request)
         step()
@@ -185,11 +186,13 @@ def prepared(request: bench.Json) -> Any:
     from steadyolo.adapters.ultralytics.optimizers import fused
     from steadyolo.adapters.ultralytics.stand_ins import build_model
     from steadyolo.train.precision import Precision
+    from steadyolo.train.recompute import Recompute
     from steadyolo.train.step import Stepper
 
     model = build_model(request["model"], request["task"], request["num_classes"])
     model = model.to(memory_format=torch.channels_last)
     ema = ModelEMA(model)
+    Recompute(model).set(request.get("num_recomputed", 0))
     stepper = Stepper(
         model,
         fused(BaseTrainer.build_optimizer(None, model, name=request["optimizer"])),
@@ -217,12 +220,11 @@ def peak_bytes(profile: Any, during: str) -> int:
     """The most bytes of tensors that were there while `during` lasted."""
     events = _flat(profile.profiler.kineto_results.experimental_event_tree())
     span = next(event for event in events if event.name == during)
-    return max(
-        event.extra_fields.total_allocated
-        for event in events
-        if type(event.extra_fields).__name__ == "_ExtraFields_Allocation"
-        and span.start_time_ns <= event.start_time_ns <= span.end_time_ns
-    )
+    moves = [event for event in events if type(event.extra_fields).__name__ == "_ExtraFields_Allocation"]
+    first = min(moves, key=lambda event: event.start_time_ns).extra_fields
+    before = first.total_allocated - first.alloc_size  # of an earlier profile of the same process
+    inside = (event for event in moves if span.start_time_ns <= event.start_time_ns <= span.end_time_ns)
+    return max(event.extra_fields.total_allocated for event in inside) - before
 
 
 def _flat(events: Any) -> list[Any]:

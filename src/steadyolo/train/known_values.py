@@ -157,5 +157,5 @@ class KnownValues(TorchDispatchMode):
 
 
 # Operators whose result holds the same whatever the values of tensors that they are given.
-_CREATE = "arange zeros ones full scalar_tensor new_zeros new_ones new_full zeros_like ones_like full_like"
+_CREATE = "arange zeros ones full scalar_tensor new_zeros new_ones new_full"
 _CONSTANT = frozenset(overload for name in _CREATE.split() for overload in _overloads(name))

@@ -45,6 +45,8 @@ class Scale(TorchDispatchMode):
     def name(self, tensors: Iterable[Tensor], kind: Kind) -> None:
         """Say what tensors are kept as; those that nobody has counted yet are counted now."""
         for tensor in tensors:
+            if not tensor.untyped_storage().nbytes():
+                continue
             self._weigh(tensor)
             self._kinds[self._held[tensor.untyped_storage()._cdata][1]] = kind
 
@@ -74,7 +76,7 @@ class Scale(TorchDispatchMode):
     def _weigh(self, tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
         address = storage._cdata
-        if address in self._held and self._held[address][0]() is not None:
+        if not storage.nbytes() or (address in self._held and self._held[address][0]() is not None):
             return
         self._count += 1
         number, size = self._count, storage.nbytes()

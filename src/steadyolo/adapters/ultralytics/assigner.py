@@ -58,7 +58,6 @@ class BoundedAssigner(TaskAlignedAssigner):
     """
 
     most_pieces: int | None = None
-
     limits: Limits | None = None  # None: as it is best on the device at hand
 
     def _forward(

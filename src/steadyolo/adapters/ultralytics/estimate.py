@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from steadyolo.adapters.ultralytics.tracing import trace
 from steadyolo.errors import UserError
-from steadyolo.plan.memory import MemoryEstimate, Workload
+from steadyolo.plan.memory import MemoryEstimate, Peak, Workload
 from steadyolo.plan.trace import Trace, cpu_estimate
 
-_BY_DEVICE: dict[str, Callable[[Trace], MemoryEstimate]] = {"cpu": cpu_estimate}
+# A process that trains on a CPU, tensors aside: interpreter, torch, Ultralytics, and what its allocator leaves unused.
+_PROCESS_BYTES = 800 * 2**20
 
 
 def estimate(workload: Workload) -> MemoryEstimate:
@@ -19,3 +21,16 @@ def estimate(workload: Workload) -> MemoryEstimate:
             f"nobody knows the memory of device={workload.device}", remedy=f"use one of {', '.join(_BY_DEVICE)}"
         )
     return _BY_DEVICE[workload.device](trace(workload))
+
+
+def _on_host(found: Trace) -> MemoryEstimate:
+    """What the process will have resident; loader workers are others."""
+    tensors = cpu_estimate(found)
+    return replace(tensors, training=_with_process(tensors.training), validation=_with_process(tensors.validation))
+
+
+def _with_process(peak: Peak) -> Peak:
+    return replace(peak, by_kind={**peak.by_kind, "context": _PROCESS_BYTES})
+
+
+_BY_DEVICE: dict[str, Callable[[Trace], MemoryEstimate]] = {"cpu": _on_host}

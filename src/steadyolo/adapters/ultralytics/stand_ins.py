@@ -99,14 +99,19 @@ class Assumed:
     def __init__(self, *, boxes_of_image: float, val_boxes: float) -> None:
         self._boxes_of_image = boxes_of_image
         self._val_boxes = val_boxes
-        self._num_picked = 10  # anchors that the assigner at work leaves to a box
+        self._num_picked = self._num_left = 10  # anchors that the assigner at work picks for a box, and leaves to it
         self._num_anchors = 0
+        self._num_images = 0  # that an assigner is at work on; 0: none is
         self._most_found: int | None = None
 
     def assigning(self, assigner: Any, args: tuple[Any, ...]) -> None:
         """Told by a hook which assigner is at work, and on what."""
-        self._num_picked = assigner.topk2
-        self._num_anchors = args[0].shape[1]
+        self._num_picked, self._num_left = assigner.topk, assigner.topk2
+        self._num_images, self._num_anchors = args[0].shape[:2]
+
+    def assigned(self, *_: Any) -> None:
+        """Told by a hook that the assigner is done."""
+        self._num_images = 0
 
     def score(self, *, rotated: bool) -> None:
         """From now on predictions are looked through for boxes: as many as NMS takes.
@@ -120,9 +125,13 @@ class Assumed:
         """Anchors that are matched (by image or all), or that lie in boxes; of other masks everything."""
         if self._most_found is not None:
             return min(math.prod(shape), self._most_found)
+        if self._num_images and len(shape) == 2 and shape[-1] == self._num_anchors:  # the best anchors of each box
+            return shape[0] * self._num_picked
+        if self._num_images and len(shape) == 1:  # candidates whose masks are compared: upstream takes so many of each
+            return min(shape[0], math.ceil(self._num_images * self._boxes_of_image * 3 * self._num_picked))
         if not shape or shape[-1] != self._num_anchors:
             return math.prod(shape)
         if len(shape) > 2:
             return math.ceil(math.prod(shape) * _BOX_SIDE_SHARE**2)
-        matched = min(self._num_anchors, math.ceil(self._boxes_of_image * self._num_picked))
+        matched = min(self._num_anchors, math.ceil(self._boxes_of_image * self._num_left))
         return math.prod(shape[:-1]) * matched

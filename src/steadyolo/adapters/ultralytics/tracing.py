@@ -31,10 +31,11 @@ from steadyolo.train.cpu_workspace import cpu_workspace
 from steadyolo.train.cuda_casts import CudaCasts
 from steadyolo.train.known_values import KnownValues
 from steadyolo.train.precision import Precision
+from steadyolo.train.recompute import Recompute
 from steadyolo.train.scale import Scale, no_workspace
 from steadyolo.train.step import Stepper
 
-_ENOUGH_PARTS = 2  # from the second on, each part of a batch finds the same held
+_ENOUGH_PARTS = 2  # from the second on, each part of what is done in parts finds the same held
 
 
 def trace(workload: Workload) -> Trace:
@@ -59,6 +60,7 @@ class _Rehearsal:
         model = build_model(workload.model, workload.task, workload.num_classes)
         self._model = model.to(memory_format=torch.channels_last)
         self._ema = ModelEMA(self._model)
+        Recompute(self._model).set(workload.fit.num_recomputed)
         self._criterion = Criterion(self._model)
         bounded_criterion(self._ema.ema)
         boxes = workload.most_boxes if workload.mean_boxes is None else workload.mean_boxes
@@ -109,6 +111,8 @@ class _Rehearsal:
                 layer.register_forward_hook(told.after)
             for assigner in assigners_of(module.criterion):
                 assigner.register_forward_pre_hook(self._assumed.assigning)
+                assigner.register_forward_hook(self._assumed.assigned)
+                assigner.most_pieces = _ENOUGH_PARTS  # type: ignore[assignment]
                 if self._workload.device == "cuda":
                     assigner.limits = ACCELERATOR_LIMITS  # type: ignore[assignment]
 
