@@ -15,6 +15,8 @@ import pytest
 from steadyolo.plan.fit import Fit
 from tests.faults.memory import (
     Place,
+    limit_to,
+    note_growth,
     note_samples,
     run_short,
     run_short_in_validation,
@@ -191,6 +193,21 @@ def test_a_validation_that_never_fits_ends_the_run_after_a_save(runs: Runs, tmp_
     assert state_of(checkpoints(run)[-1])["cursor"] == {"epoch": 0, "batch": 2}
     runs.resume(run).wait().expect(0)
     assert [row["epoch"] for row in table(run)] == ["1"]
+
+
+def test_a_run_whose_plan_is_too_large_for_a_real_limit_finishes(runs: Runs, tmp_path: Path) -> None:
+    """The system's own limit on the process, between what half a batch needs and what the whole one does."""
+    given = {"imgsz": 320, "epochs": 1, "close_mosaic": 0}
+    growth = tmp_path / "growth"
+    unlimited = runs.made(NUM_IMAGES, (limit_to, 2**40), (note_growth, growth), **given)
+    assert fits(unlimited) == [NUM_IMAGES]
+    start_bytes, most_bytes = map(int, growth.read_text().split())
+    run = runs.made(NUM_IMAGES, (limit_to, start_bytes + int(0.85 * (most_bytes - start_bytes))), **given)
+    told = happened(run, "out_of_memory")
+    assert {"forward", "backward"} & {event["where"] for event in told}, "there was no shortage"
+    assert fits(run)[-1] < NUM_IMAGES
+    assert noted(run) == noted(unlimited)
+    assert len(table(run)) == 1
 
 
 # --- controls ---

@@ -67,7 +67,7 @@ from steadyolo.errors import DoesNotFit, SteadyError, UserError
 from steadyolo.plan.fit import Fit, FitSchedule
 from steadyolo.plan.recovery import Again, Stop
 from steadyolo.spec.size import size_text
-from steadyolo.state.host_memory import keep_freed_memory
+from steadyolo.state.host_memory import arrange_freed_memory
 from steadyolo.state.run_state import Ledger, RunState
 from steadyolo.train.host_copy import HostCopies
 from steadyolo.train.precision import Precision, choose_precision
@@ -136,7 +136,7 @@ class SteadyTrainer(BaseTrainer):  # type: ignore[misc]  # upstream is untyped
         if self.device.type == "cpu":  # upstream leaves one core idle
             threads = self._start.made_from["plan"]["threads"] if self._start else self.spec.num_threads
             torch.set_num_threads(threads or num_cores())
-            keep_freed_memory()
+            arrange_freed_memory()
 
     # -- what upstream asks its subclasses for ---------------------------------------------------------------------
 
