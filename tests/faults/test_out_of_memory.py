@@ -29,6 +29,7 @@ from tests.faults.runs import Child, checkpoints, die_at, differing, digests, ha
 from tests.faults.uninterrupted import Reference
 
 NUM_IMAGES = 88
+NUM_LAYERS = 22  # that can be recomputed: all but the head
 
 
 @dataclass(frozen=True)
@@ -43,11 +44,11 @@ class Batches:
     def smaller(self) -> tuple[tuple[int, int, Fit], ...]:
         """The fits of a run in which a whole batch is too much at `first`, and half of it at `later`."""
         half = self.size // 2
-        return (*self.first, Fit(num_images=half)), (*self.later, Fit(num_images=half // 2))
+        return (*self.first, Fit(num_images=half)), (*self.later, Fit(num_images=half, num_recomputed=NUM_LAYERS))
 
     @property
-    def num_images(self) -> list[int]:
-        return [self.size, self.size // 2, self.size // 4]
+    def fits(self) -> list[tuple[int, int]]:
+        return [(self.size, 0), (self.size // 2, 0), (self.size // 2, NUM_LAYERS)]
 
 
 SIZES = {  # with nbs=64: steps of one batch, one batch, two and three
@@ -108,9 +109,10 @@ def faults(run: Path) -> list[tuple[str, Place, int]]:
     return [(event["where"], (event["epoch"], event["batch"]), event["attempt"]) for event in told]
 
 
-def fits(run: Path, name: str = "fits") -> list[int]:
-    """Images in a pass, as the run's plan has them, in their order."""
-    return [fit["num_images"] for fit in json.loads((run / "steadyolo" / "plan.json").read_text())[name]]
+def fits(run: Path, name: str = "fits") -> list[tuple[int, int]]:
+    """Images in a pass and recomputed layers, as the run's plan has them, in their order."""
+    plan = json.loads((run / "steadyolo" / "plan.json").read_text())
+    return [(fit["num_images"], fit["num_recomputed"]) for fit in plan[name]]
 
 
 def noted(run: Path) -> dict[Place, tuple[list[str], list[int]]]:
@@ -120,12 +122,12 @@ def noted(run: Path) -> dict[Place, tuple[list[str], list[int]]]:
 @pytest.mark.parametrize("places", [("forward", "backward"), ("update", "ema")], ids=" and ".join)
 @pytest.mark.parametrize("size", SIZES)
 def test_a_step_is_done_again_with_the_same_samples(size: int, places: tuple[str, str], runs: Runs) -> None:
-    """In the first epoch and in a later one: a first failure frees memory, a second halves what goes in a pass."""
+    """In the first epoch and in a later one: a first failure frees memory, a second changes the fit."""
     at = SIZES[size]
     struck = list(zip(places, (at.first, at.later), strict=True))
     run, undisturbed = runs.made(size, *((run_short, *each, 2) for each in struck)), runs.made(size)
     assert faults(run) == [(*each, attempt) for each in struck for attempt in (1, 2)]
-    assert fits(run) == at.num_images
+    assert fits(run) == at.fits
     assert noted(run) == noted(undisturbed), "samples and steps are others"
     for epoch in (0, 1):
         used = [file for (e, _), (files, _) in noted(run).items() if e == epoch for file in files]
@@ -134,10 +136,11 @@ def test_a_step_is_done_again_with_the_same_samples(size: int, places: tuple[str
     assert differing(digests(run), digests(undisturbed)), "the fit makes no difference, so this shows little"
 
 
-@pytest.mark.parametrize("where", ["forward", "backward", "clipping", "update", "ema"])
-def test_where_freeing_is_enough_nothing_changes(where: str, runs: Runs) -> None:
-    run = runs.made(24, (run_short, where, SIZES[24].later, 1))
-    assert len(faults(run)) == 1
+@pytest.mark.parametrize("places", [("forward", "clipping"), ("backward", "update")], ids=" and ".join)
+def test_where_freeing_is_enough_nothing_changes(places: tuple[str, str], runs: Runs) -> None:
+    at = SIZES[24]
+    run = runs.made(24, (run_short, places[0], at.first, 1), (run_short, places[1], at.later, 1))
+    assert [(place, attempt) for _, place, attempt in faults(run)] == [(at.first, 1), (at.later, 1)]
     assert differing(digests(run), digests(runs.made(24))) == []
 
 
@@ -151,7 +154,7 @@ def test_a_step_that_is_half_done_is_undone_for_any_optimizer(optimizer: str, ru
 def test_a_validation_is_done_again_and_gives_the_same_scores(runs: Runs) -> None:
     run, undisturbed = runs.made(24, (run_short_in_validation, 0, 2)), runs.made(24)
     assert [(where, attempt) for where, _, attempt in faults(run)] == [("validation", 1), ("validation", 2)]
-    assert fits(run, "val_fits") == [48, 24]
+    assert fits(run, "val_fits") == [(48, 0), (24, 0)]
     assert set(differing(digests(run), digests(undisturbed))) <= {"results.csv", "state"}
     for row, whole in zip(table(run), table(undisturbed), strict=True):
         for name, value in row.items():
@@ -168,14 +171,14 @@ def test_a_run_that_is_killed_after_the_fault_ends_the_same(runs: Runs, tmp_path
     runs.resume(run, short[1], (die_at, "on_train_batch_end", 7)).wait().expect(-signal.SIGKILL)
     assert len(faults(run)) == 4, "it was killed before the second fault"
     runs.resume(run).wait().expect(0)
-    assert fits(run) == at.num_images
+    assert fits(run) == at.fits
     assert differing(digests(run), digests(runs.smaller(24))) == []
 
 
 def test_a_batch_that_never_fits_ends_the_run_after_a_save(runs: Runs, tmp_path: Path) -> None:
     at, run = SIZES[24].later, tmp_path / "run"
     outcome = runs.start(run, 24, (run_short, "forward", at, 99)).wait().expect(1)
-    assert [event["fit"]["num_images"] for event in happened(run, "out_of_memory")] == [24, 12, 6, 3, 2, 1, 1]
+    assert [event["fit"]["num_images"] for event in happened(run, "out_of_memory")] == [24, 12, 12, 6, 3, 2, 1, 1]
     assert happened(run, "out_of_memory")[-1]["action"] == "giving up"
     assert "out of memory in forward of epoch 2, batch 2 (attempt 2): doing it again with 12 images" in outcome.output
     assert "error: there is not enough memory (forward) for " in outcome.output
@@ -197,15 +200,15 @@ def test_a_validation_that_never_fits_ends_the_run_after_a_save(runs: Runs, tmp_
 
 def test_a_run_whose_plan_is_too_large_for_a_real_limit_finishes(runs: Runs, tmp_path: Path) -> None:
     """The system's own limit on the process, between what half a batch needs and what the whole one does."""
-    given = {"imgsz": 320, "epochs": 1, "close_mosaic": 0}
+    given = {"imgsz": 256, "epochs": 1, "close_mosaic": 0}
     growth = tmp_path / "growth"
     unlimited = runs.made(NUM_IMAGES, (limit_to, 2**40), (note_growth, growth), **given)
-    assert fits(unlimited) == [NUM_IMAGES]
+    assert fits(unlimited) == [(NUM_IMAGES, 0)]
     start_bytes, most_bytes = map(int, growth.read_text().split())
     run = runs.made(NUM_IMAGES, (limit_to, start_bytes + int(0.85 * (most_bytes - start_bytes))), **given)
     told = happened(run, "out_of_memory")
     assert {"forward", "backward"} & {event["where"] for event in told}, "there was no shortage"
-    assert fits(run)[-1] < NUM_IMAGES
+    assert fits(run)[-1] < (NUM_IMAGES, 0)
     assert noted(run) == noted(unlimited)
     assert len(table(run)) == 1
 
