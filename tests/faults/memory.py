@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import threading
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -152,29 +151,24 @@ def data_bytes() -> int:
 
 
 def note_growth(path: Path) -> None:
-    """Write down by how many bytes the process grows from the start of training to its end, at most."""
-    start = [0]
+    """Write down how many bytes the process has when training starts, and at most in its first batch."""
+    is_over = threading.Event()
 
-    def watch() -> None:
-        most = 0
-        while True:
-            if data_bytes() > most + 2**20:
-                most = data_bytes()
-                path.write_text(str(most - start[0]))
-            time.sleep(0.001)
+    def watch(start: int) -> None:
+        most = start
+        while not is_over.wait(0.001):
+            most = max(most, data_bytes())
+            path.write_text(f"{start} {most}")
 
     def begin(_: Any) -> None:
-        start[0] = data_bytes()
-        threading.Thread(target=watch, daemon=True).start()
+        threading.Thread(target=watch, args=(data_bytes(),), daemon=True).start()
 
     on_event("on_train_start", begin)
+    on_event("on_train_batch_end", lambda _: is_over.set())
 
 
-def limit_growth(num_bytes: int) -> None:
-    """Give the process no more than so many bytes beyond what it has when training starts."""
+def limit_to(num_bytes: int) -> None:
+    """As `ulimit -d` does: no allocation succeeds that would make the process larger."""
     import resource
 
-    def limit(_: Any) -> None:
-        resource.setrlimit(resource.RLIMIT_DATA, (data_bytes() + num_bytes, resource.RLIM_INFINITY))
-
-    on_event("on_train_start", limit)
+    resource.setrlimit(resource.RLIMIT_DATA, (num_bytes, resource.RLIM_INFINITY))

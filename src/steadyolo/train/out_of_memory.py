@@ -85,13 +85,18 @@ def forget_attempt(fault: BaseException) -> None:
 
 
 def free_memory() -> None:
-    """Give back what is kept for later use: by the garbage collector, torch's allocator on an accelerator, and glibc.
+    """Give back what is kept for later use: by autograd, the garbage collector, torch's allocator on an accelerator,
+    and glibc.
 
+    On a CPU, what was still to be done of a backward pass that failed waits in a queue, with all the tensors that it
+    refers to, until the next pass: an empty one.
     On an accelerator, segments that can grow are used from now on, unless the allocator was configured by the user:
     what is free may lie in pieces.
     """
     import torch  # the loop, which only knows of the fault, needs none
 
+    with torch.enable_grad():
+        torch.zeros((), requires_grad=True).mul(1).backward()
     gc.collect()
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()

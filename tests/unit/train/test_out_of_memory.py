@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import weakref
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -82,5 +83,36 @@ def test_a_fault_that_is_forgotten_holds_nothing_of_its_attempt() -> None:
     gc.collect()
     assert held[0]() is not None, "nothing was held, so this shows nothing"
     forget_attempt(fault)
+    free_memory()
+    assert held[0]() is None
+
+
+class Kept(torch.autograd.Function):
+    """Does nothing, and keeps something for the backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, kept: object) -> torch.Tensor:
+        ctx.kept = kept
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return gradient, None
+
+
+def test_what_a_failed_backward_pass_had_still_to_do_is_let_go() -> None:
+    class Something:
+        pass
+
+    kept, held = [Something()], []
+    held.append(weakref.ref(kept[0]))
+    waiting = Kept.apply(torch.zeros(3, requires_grad=True), kept.pop())
+    fails = torch.zeros(3, requires_grad=True) * 1
+    fails.register_hook(lambda _: torch.empty(TOO_MANY_BYTES, dtype=torch.uint8))
+    with pytest.raises(RuntimeError, match="can't allocate memory"):
+        (waiting.sum() + fails.sum()).backward()
+    del waiting, fails
+    gc.collect()
+    assert held[0]() is not None, "nothing was held, so this shows nothing"
     free_memory()
     assert held[0]() is None

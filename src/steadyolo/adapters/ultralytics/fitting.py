@@ -28,7 +28,7 @@ class Fitting:
         self,
         schedule: FitSchedule,
         *,
-        recompute: Recomputes | None,
+        recompute: Recomputes,
         overlap_masks: bool,
         num_least: int,
         keep: Callable[[FitSchedule], None],
@@ -48,7 +48,7 @@ class Fitting:
     def begin(self, cursor: Cursor) -> None:
         """Put the fit in force that holds at a batch."""
         fit = self.at(cursor)
-        if self._recompute is not None and fit.num_recomputed != self._fit.num_recomputed:
+        if fit.num_recomputed != self._fit.num_recomputed:
             self._recompute.set(fit.num_recomputed)
         self._fit = fit
 
@@ -63,7 +63,7 @@ class Fitting:
             planned=self._schedule.planned,
             num_images=num_images,
             num_least=self._num_least,
-            num_layers=0 if self._recompute is None else self._recompute.num_layers_max,
+            num_layers=self._recompute.num_layers_max,
         )
 
     def adopt(self, fit: Fit, cursor: Cursor) -> None:

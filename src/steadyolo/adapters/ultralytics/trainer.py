@@ -67,10 +67,11 @@ from steadyolo.errors import DoesNotFit, SteadyError, UserError
 from steadyolo.plan.fit import Fit, FitSchedule
 from steadyolo.plan.recovery import Again, Stop
 from steadyolo.spec.size import size_text
-from steadyolo.state.host_memory import keep_freed_memory
+from steadyolo.state.host_memory import arrange_freed_memory
 from steadyolo.state.run_state import Ledger, RunState
 from steadyolo.train.host_copy import HostCopies
 from steadyolo.train.precision import Precision, choose_precision
+from steadyolo.train.recompute import Recompute
 from steadyolo.train.signals import EXIT_INTERRUPTED, StopRequest, exit_at_once
 from steadyolo.train.supervisor import supervise
 from steadyolo.vault.checkpoints import Checkpoints, Committed
@@ -136,7 +137,7 @@ class SteadyTrainer(BaseTrainer):  # type: ignore[misc]  # upstream is untyped
         if self.device.type == "cpu":  # upstream leaves one core idle
             threads = self._start.made_from["plan"]["threads"] if self._start else self.spec.num_threads
             torch.set_num_threads(threads or num_cores())
-            keep_freed_memory()
+            arrange_freed_memory()
 
     # -- what upstream asks its subclasses for ---------------------------------------------------------------------
 
@@ -638,7 +639,7 @@ class SteadyTrainer(BaseTrainer):  # type: ignore[misc]  # upstream is untyped
         smallest = self.args.imgsz * (1 - float(self.args.multi_scale))
         return Fitting(
             FitSchedule.from_list(plan["fits"]),
-            recompute=None,
+            recompute=Recompute(self.bare_model),
             overlap_masks=bool(self.args.overlap_mask),
             num_least=1 if smallest >= 2 * self.stride else 2,  # else the last layers see one pixel of an image
             keep=lambda schedule: self._keep_fits("fits", schedule, plan),

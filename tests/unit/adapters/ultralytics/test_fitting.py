@@ -33,7 +33,7 @@ class Layers:
 def fitting(schedule: FitSchedule = PLANNED, **given: Any) -> tuple[Fitting, list[FitSchedule]]:
     kept: list[FitSchedule] = []
     return Fitting(
-        schedule, **{"recompute": None, "overlap_masks": True, "num_least": 1, "keep": kept.append, **given}
+        schedule, **{"recompute": Layers(), "overlap_masks": True, "num_least": 1, "keep": kept.append, **given}
     ), kept
 
 
