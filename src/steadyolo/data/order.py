@@ -48,6 +48,11 @@ def _epoch_places(seed: int, epoch: int, num_samples: int) -> NDArray[np.int64]:
     return places
 
 
+def share_of(positions: range, rank: int, count: int) -> range:
+    """The part of a batch's `positions` that falls to process `rank` of `count`: even parts, in order; maybe none."""
+    return positions[len(positions) * rank // count : len(positions) * (rank + 1) // count]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SampleOrder:
     """The stream of dataset indices over all epochs of a run.
@@ -96,6 +101,10 @@ class SampleOrder:
     def batch_key(self, cursor: Cursor) -> int:
         """Key of the draws that a batch makes as a whole, such as its size in multi-scale training, or dropout."""
         return key(self.seed, cursor.epoch, cursor.batch, 3)
+
+    def share_key(self, cursor: Cursor, rank: int) -> int:
+        """Key of the draws that process `rank` makes for its share of a batch, such as dropout. Rank 0: `batch_key`."""
+        return key(self.seed, cursor.epoch, cursor.batch, 3, rank) if rank else self.batch_key(cursor)
 
     def positions(self, cursor: Cursor) -> range:
         """Positions of the samples of the batch at `cursor`."""

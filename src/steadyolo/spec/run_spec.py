@@ -33,7 +33,8 @@ class RunSpec:
     mtbf_s: float = 3600.0
     save_budget_share: float = 0.01
     compute: str = "auto"
-    num_micro_batch_images: int | None = None  # None: the whole batch at once
+    num_micro_batch_images: int | None = None  # None: the whole batch, or a rank's share of it, at once
+    num_ranks: int | None = None  # None: one for each device that is named
     num_threads: int | None = None  # None: one for each core
     bad_labels: str = "refuse"
     dataset_cache: Path | None = None  # None: the user's cache folder
@@ -184,6 +185,7 @@ OURS: dict[str, Setting] = {
         "num_threads", _whole(1), "threads that compute on a CPU; one for each core unless given", False
     ),
     "memory.micro_batch": Setting("num_micro_batch_images", _whole(1), "images in one forward/backward", False),
+    "launch.ranks": Setting("num_ranks", _whole(1), "processes that train together on a CPU"),
     "data.bad_labels": Setting("bad_labels", _one_of("refuse", "skip"), "refuse | skip images with bad labels", False),
     "data.cache": Setting("dataset_cache", lambda _, text: Path(text).expanduser(), "folder for data sets from stores"),
     "data.cache_budget": Setting("dataset_cache_bytes", _bytes, "disk space for data sets from stores, such as 50GiB"),

@@ -34,9 +34,13 @@ _UNSUPPORTED = "could not create a primitive descriptor"  # oneDNN, for what it 
 
 
 class OutOfMemory(Exception):
-    """An allocation failed at `moment` of a batch, which has not been learned from, or not whole."""
+    """An allocation failed at `moment` of a batch, which has not been learned from, or not whole.
 
-    def __init__(self, moment: Moment, error: str) -> None:
+    `is_shared`: every process of the run knows of it already, and raises the same.
+    """
+
+    def __init__(self, moment: Moment, error: str, *, is_shared: bool = False) -> None:
+        self.is_shared = is_shared
         self.moment: Moment = moment
         self.error = error
         super().__init__(f"out of memory ({moment}): {self.error}")

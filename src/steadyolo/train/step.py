@@ -5,13 +5,17 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from steadyolo.train.out_of_memory import Moment, OutOfMemory, is_out_of_memory, told
 from steadyolo.train.precision import Precision
+from steadyolo.train.ranks import Alone, Ranks
+
+_Result = TypeVar("_Result")
 
 
 class Branch(Protocol):
@@ -65,9 +69,8 @@ class Stepper:
         scaler: torch.amp.GradScaler,
         branch_of: Callable[[str], str],
         max_gradient_norm: float = 10.0,
-        agree: Callable[[bool], bool] = bool,
+        ranks: Ranks | None = None,
     ) -> None:
-        """`agree` is told by each process of a run whether it could do its part of a batch, and answers for all."""
         self.model = model
         self.optimizer = optimizer
         self._criterion = criterion
@@ -75,29 +78,45 @@ class Stepper:
         self._precision = precision
         self._scaler = scaler
         self._max_gradient_norm = max_gradient_norm
-        self._agree = agree
+        self._ranks = ranks or Alone()
+        self._norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
         self._parameters = [(branch_of(name), p) for name, p in model.named_parameters() if p.requires_grad]
         self._statistics = _Statistics(model)
         self._gradients: list[Tensor | None] | None = None  # as they were before the batch; None: nothing to take back
         self.moment: Moment = "loading"  # what is being done, for whoever tells of a fault
         self.is_applied = False  # the optimizer has begun its step
 
-    def accumulate(self, batch: dict[str, Any]) -> BatchOutcome:
+    def accumulate(self, batch: dict[str, Any], *, weight: float = 1.0) -> BatchOutcome:
         """Add the gradient of `batch`'s loss to what has been accumulated.
 
-        A batch that `split` takes apart gives the gradient of the whole (BatchNorm statistics aside). Raises:
-        OutOfMemory when an allocation failed here or, by `agree`, elsewhere.
+        A batch that `split` takes apart, or of which each rank has a share, gives the gradient of the whole (BatchNorm
+        statistics aside: the ranks' is their mean). Afterwards all ranks hold the same. With `weight` 0 this process's
+        images count for nothing. Raises: OutOfMemory, in all ranks, when an allocation failed in one of them.
         """
         self._statistics.keep()
         # A batch's gradient grows beside what was accumulated: adding costs as much as autograd's own would.
         before = self._gradients = [p.grad for _, p in self._parameters]
         for _, p in self._parameters:
             p.grad = None
-        outcome, error = self._attempt(batch)
-        if not self._agree(outcome is not None) or outcome is None:
-            raise OutOfMemory(self.moment, error or "in another process of this run")
+        parts = self._split(batch)
+        is_whole = len(parts) == 1 and self._ranks.count == 1
+        outcome = self._accumulate_whole(batch) if is_whole else self._accumulate_parts(parts, weight)
         self._add(before)
         return replace(outcome, finite=self._is_finite(outcome.loss))
+
+    def _agreed(self, work: Callable[[], _Result]) -> _Result:
+        """What `work` returns. No rank goes on from here unless all of them had memory for it."""
+        result, error = None, "in another process of this run"
+        try:
+            result = work()
+        except Exception as fault:
+            if not is_out_of_memory(fault):
+                raise
+            error = told(fault)
+        (is_short,) = self._ranks.any(result is None)
+        if is_short or result is None:
+            raise OutOfMemory(self.moment, error, is_shared=True)
+        return result
 
     def _add(self, before: Sequence[Tensor | None]) -> None:
         """Add what was accumulated before to the gradient of this batch, and leave it as it is."""
@@ -110,36 +129,38 @@ class Stepper:
         if both:
             torch._foreach_add_([new for new, _ in both], [old for _, old in both])
 
-    def _attempt(self, batch: dict[str, Any]) -> tuple[BatchOutcome | None, str]:
-        """Leave the gradient of `batch` alone in the parameters; or say why there was no memory for it."""
-        try:
-            parts = self._split(batch)
-            return (self._accumulate_parts(parts) if len(parts) > 1 else self._accumulate_whole(batch)), ""
-        except Exception as error:
-            if not is_out_of_memory(error):
-                raise
-            return None, told(error)
-
     def _accumulate_whole(self, batch: dict[str, Any]) -> BatchOutcome:
-        part = self._loss(batch)
-        loss = torch.stack([branch.total for branch in part.branches.values()]).sum()
-        self._backward(loss)
-        return BatchOutcome(loss.detach(), part.items, loss.detach())
+        def backpropagate() -> BatchOutcome:
+            part = self._loss(batch)
+            loss = torch.stack([branch.total for branch in part.branches.values()]).sum()
+            self._backward(loss)
+            return BatchOutcome(loss.detach(), part.items, loss.detach())
 
-    def _accumulate_parts(self, parts: Sequence[dict[str, Any]]) -> BatchOutcome:
+        return self._agreed(backpropagate)
+
+    def _accumulate_parts(self, parts: Sequence[dict[str, Any]], weight: float) -> BatchOutcome:
+        known: dict[str, Tensor] = {}
         if getattr(self._criterion, "counts_first", False):
-            with torch.no_grad():
-                tally = Tally()
-                for part in parts:
-                    tally.add(self._loss(part))
-            self._statistics.restore()
-            return self._backpropagate(parts, tally.factors()).outcome()
-        tally = self._backpropagate(parts, {})
-        factors = tally.factors()
-        for branch, p in self._parameters:
+            tally = self._agreed(lambda: self._count(parts, weight))
+            tally.sum_over(self._ranks)
+            known = tally.factors()
+        tally = self._agreed(lambda: self._backpropagate(parts, known, weight))
+        tally.sum_over(self._ranks)
+        self._sum_gradients()
+        factors = {} if known else tally.factors()
+        for branch, p in self._parameters if factors else ():
             if p.grad is not None:
                 p.grad.mul_(factors.get(branch, factors["main"]))
         return tally.outcome()
+
+    def _count(self, parts: Sequence[dict[str, Any]], weight: float) -> Tally:
+        """What the batch will be divided by, from passes that leave no trace."""
+        with torch.no_grad():
+            tally = Tally(weight)
+            for part in parts:
+                tally.add(self._loss(part))
+        self._statistics.restore()
+        return tally
 
     def roll_back(self) -> None:
         """Put everything where it was before the batch, if one has been begun. Not after `is_applied`."""
@@ -155,9 +176,9 @@ class Stepper:
         if self._scaler.is_enabled():  # which refuses to unscale the same gradients twice
             self._scaler._per_optimizer_states.pop(id(self.optimizer), None)
 
-    def _backpropagate(self, parts: Sequence[dict[str, Any]], known: Mapping[str, Tensor]) -> Tally:
+    def _backpropagate(self, parts: Sequence[dict[str, Any]], known: Mapping[str, Tensor], weight: float) -> Tally:
         """Backpropagate each part, divided by the batch's normalisers where they are `known`, else not divided."""
-        tally = Tally()
+        tally = Tally(weight)
         for piece in parts:
             part = self._loss(piece)
             summed = tally.add(part)
@@ -168,6 +189,21 @@ class Stepper:
     def _backward(self, loss: Tensor) -> None:
         self.moment = "backward"
         self._scaler.scale(loss).backward()
+
+    def _sum_gradients(self) -> None:
+        """Give each rank the sum of all gradients, and the mean of what BatchNorm remembers of the images it saw."""
+        if self._ranks.count == 1:
+            return
+        parameters = [p for _, p in self._parameters]
+        is_taught = self._ranks.any(*(p.grad is not None for p in parameters))  # a share may hold no object at all
+        for parameter, is_taught_somewhere in zip(parameters, is_taught, strict=True):
+            if is_taught_somewhere and parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        norms = [norm for norm in self._norms if norm.training]
+        statistics = [s for norm in norms for s in (norm.running_mean, norm.running_var) if s is not None]
+        self._ranks.sum_([*(p.grad for p in parameters if p.grad is not None), *statistics])
+        if statistics:
+            torch._foreach_div_(statistics, self._ranks.count)
 
     def _is_finite(self, loss: Tensor) -> Tensor:
         """Whether this batch's loss and what it left in the gradients is finite, so that the batch at fault is known.
@@ -220,29 +256,44 @@ class Stepper:
 class Tally:
     """Sums over the parts of a batch: losses before division, and what the batch divides them by."""
 
-    def __init__(self) -> None:
+    def __init__(self, weight: float = 1.0) -> None:
+        self._weight = weight
         self._losses: dict[str, Tensor] = {}
         self._masses: dict[str, Tensor] = {}
-        self._scales: dict[str, float] = {}
+        self._scales: dict[str, Tensor] = {}  # of the branches that are no means
         self._items: dict[str, Tensor] = {}
         self._branch_of_item: Mapping[str, str] = {}
 
     def add(self, part: Part) -> dict[str, Tensor]:
         """Count a part. Returns its loss by branch as it was before its own division."""
-        summed = {name: b.total * (b.normaliser / (b.scale or 1.0)) for name, b in part.branches.items()}
+        weight = self._weight
+        summed = {name: b.total * (b.normaliser * weight / (b.scale or 1.0)) for name, b in part.branches.items()}
         for name, branch in part.branches.items():
             self._losses[name] = self._losses.get(name, 0.0) + summed[name].detach()
-            self._masses[name] = self._masses.get(name, 0.0) + branch.mass
-            self._scales[name] = 1.0 if branch.scale is None else self._scales.get(name, 0.0) + branch.scale
+            self._masses[name] = self._masses.get(name, 0.0) + branch.mass * weight
+            if branch.scale is not None:
+                self._scales[name] = self._scales.get(name, 0.0) + torch.full_like(branch.mass, branch.scale * weight)
         for name, item in part.items.items():
             normaliser = part.branches[part.branch_of_item[name]].normaliser
-            self._items[name] = self._items.get(name, 0.0) + item * normaliser
+            self._items[name] = self._items.get(name, 0.0) + item * normaliser * weight
         self._branch_of_item = part.branch_of_item
         return summed
 
+    def sum_over(self, ranks: Ranks) -> None:
+        """Make it the tally of all ranks' parts."""
+        if ranks.count == 1:
+            return
+        sums: tuple[dict[str, Tensor], ...] = (self._losses, self._masses, self._scales, self._items)
+        dtype = next(iter(self._losses.values())).dtype
+        flat = torch.stack([value.to(dtype) for named in sums for value in named.values()])
+        ranks.sum_([flat])
+        values = iter(flat.unbind())
+        for named in sums:
+            named.update({name: next(values) for name in named})
+
     def factors(self) -> dict[str, Tensor]:
         """By branch, what turns a sum into the batch's loss."""
-        return {name: self._scales[name] / mass.clamp(min=1) for name, mass in self._masses.items()}
+        return {name: self._scales.get(name, 1.0) / mass.clamp(min=1) for name, mass in self._masses.items()}
 
     def outcome(self) -> BatchOutcome:
         """Loss and items of the whole batch."""

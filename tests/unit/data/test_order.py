@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from steadyolo.data.order import SampleOrder, key
+from steadyolo.data.order import SampleOrder, key, share_of
 from steadyolo.state.run_state import Cursor
 
 SIZES = st.tuples(st.integers(0, 2**40), st.integers(1, 60), st.integers(1, 17), st.booleans())
@@ -123,3 +123,20 @@ def test_orders_are_even() -> None:
     seen = np.stack([order.indices(range(epoch * 10, epoch * 10 + 10)) for epoch in range(2000)])
     counts = np.stack([np.bincount(column, minlength=10) for column in seen.T])
     assert np.abs(counts - 200).max() < 5 * np.sqrt(200)
+
+
+@given(st.integers(0, 40), st.integers(0, 9), st.integers(1, 9))
+def test_shares_are_a_batch_taken_apart(start: int, num_images: int, count: int) -> None:
+    """Each of its samples falls to one process, in order, and no process has more than one sample more than another."""
+    batch = range(start, start + num_images)
+    shares = [share_of(batch, rank, count) for rank in range(count)]
+    assert [position for share in shares for position in share] == list(batch)
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+@given(st.integers(0, 2**40), st.integers(0, 3), st.integers(0, 9))
+def test_shares_of_a_batch_draw_differently(seed: int, epoch: int, batch: int) -> None:
+    order, cursor = order_of(seed, 40, 4, True), Cursor(epoch=epoch, batch=batch)
+    keys = [order.share_key(cursor, rank) for rank in range(8)]
+    assert keys[0] == order.batch_key(cursor)
+    assert len(set(keys)) == 8

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from steadyolo.train.out_of_memory import OutOfMemory
 from steadyolo.train.precision import Precision
+from steadyolo.train.ranks import Alone
 from steadyolo.train.step import Stepper
 
 
@@ -68,9 +69,22 @@ def split(num_images: int) -> Callable[[dict[str, Any]], list[dict[str, Any]]]:
     return parts
 
 
-def stepper(num_images: int, *, lr: float = 0.1, momentum: float = 0.9) -> Stepper:
+class Twins(Alone):
+    """Two processes that have the same images: what one has, the other has too."""
+
+    count = 2
+
+    def sum_(self, tensors: Sequence[Tensor]) -> None:
+        torch._foreach_mul_(list(tensors), 2)
+
+
+def stepper(
+    num_images: int, *, lr: float = 0.1, momentum: float = 0.9, ranks: Alone | None = None, normed: bool = False
+) -> Stepper:
     torch.manual_seed(0)
     model = Network().double()
+    if normed:
+        model.trunk = nn.Sequential(model.trunk, nn.BatchNorm2d(4).double())  # type: ignore[assignment]
     return Stepper(
         model,
         torch.optim.SGD(model.parameters(), lr=lr, momentum=momentum),
@@ -79,6 +93,7 @@ def stepper(num_images: int, *, lr: float = 0.1, momentum: float = 0.9) -> Stepp
         precision=Precision("fp32", channels_last=False),
         scaler=torch.amp.GradScaler("cpu", enabled=False),
         branch_of=lambda name: "one2one" if name.startswith("one.") else "main",
+        ranks=ranks,
     )
 
 
@@ -111,6 +126,39 @@ def test_parts_give_the_gradient_of_the_whole(num_images: int) -> None:
         parts.accumulate(batch(seed))
     for name, gradient in gradients(whole).items():
         assert torch.allclose(gradients(parts)[name], gradient, rtol=1e-9, atol=1e-14), name
+
+
+def twice(given: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: torch.cat([value, value]) for name, value in given.items()}
+
+
+@pytest.mark.parametrize("num_images", [3, 99])
+def test_shares_give_the_gradient_of_the_whole(num_images: int) -> None:
+    whole, share = stepper(99), stepper(num_images, ranks=Twins())
+    for seed in (1, 2):
+        expected, outcome = whole.accumulate(twice(batch(seed))), share.accumulate(batch(seed))
+        assert float(outcome.loss) == pytest.approx(float(expected.loss), rel=1e-12)
+        assert float(outcome.items["loss"]) == pytest.approx(float(expected.items["loss"]), rel=1e-12)
+    for name, gradient in gradients(whole).items():
+        assert torch.allclose(gradients(share)[name], gradient, rtol=1e-9, atol=1e-14), name
+
+
+def test_statistics_are_the_mean_over_the_ranks() -> None:
+    """Twins see the same images, so that the mean of both is what one of them has."""
+    alone, share = stepper(99, normed=True), stepper(99, normed=True, ranks=Twins())
+    alone.accumulate(batch(1))
+    share.accumulate(batch(1))
+    for name, value in alone.model.named_buffers():
+        assert torch.equal(dict(share.model.named_buffers())[name], value), name
+
+
+def test_images_without_weight_count_for_nothing() -> None:
+    made = stepper(99, ranks=Twins())
+    made.accumulate(batch(1))
+    before = gradients(made)
+    outcome = made.accumulate(batch(2), weight=0.0)
+    assert float(outcome.loss) == float(outcome.items["loss"]) == 0.0
+    assert all(torch.equal(gradient, before[name]) for name, gradient in gradients(made).items())
 
 
 def test_an_update_applies_what_was_accumulated_and_clears_it() -> None:
@@ -325,13 +373,15 @@ def test_a_step_that_was_begun_is_known() -> None:
 
 @pytest.mark.parametrize("agreed", [True, False])
 def test_what_one_process_cannot_do_none_does(agreed: bool) -> None:
-    made, asked = normalised(9), []
+    class Both(Alone):
+        """The other of two processes has memory or, unless `agreed`, has not."""
 
-    def agree(mine: bool) -> bool:
-        asked.append(mine)
-        return mine and agreed
+        def any(self, *flags: bool) -> tuple[bool, ...]:
+            asked.append(not flags[0])
+            return (flags[0] or not agreed,)
 
-    made._agree = agree
+    made, asked = normalised(9), list[bool]()
+    made._ranks = Both()
     before = everything(made)
     if agreed:
         made.accumulate(single(1))

@@ -75,9 +75,6 @@ def _refuse_contradictions(values: Mapping[str, Any]) -> None:
         raise UserError(
             f"batch={batch} leaves the number of images open", remedy="give a whole number of images, such as batch=16"
         )
-    device = str(values.get("device") or "")
-    if "," in device.strip("[]() ,"):
-        raise UserError(f"device={device} names several devices", remedy="name one; several are not supported yet")
     if values.get("resume"):
         raise UserError("resume=... is not how a run goes on", remedy="use `steadyolo resume RUN`")
     if values.get("save") is False:

@@ -1,15 +1,16 @@
-"""`KeyedLoader`: batches from any cursor on, the same for any number of workers."""
+"""`KeyedLoader`: batches from any cursor on, the same for any number of workers, or a rank's share of each."""
 
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
 
-from steadyolo.data.order import SampleOrder
+from steadyolo.data.order import SampleOrder, share_of
 from steadyolo.state.run_state import Cursor
 from steadyolo.train.signals import STOP_SIGNALS
 
@@ -17,17 +18,18 @@ PREFETCH_BATCHES = 2  # per worker; more only takes memory, the step is longer t
 
 
 class _Positions:
-    """Batches of positions from a cursor on, over all epochs, without end."""
+    """Batches of positions from a cursor on, over all epochs, without end; of each, what `share` takes."""
 
-    def __init__(self, order: SampleOrder, start: Cursor) -> None:
-        self._order, self._start = order, start
+    def __init__(self, order: SampleOrder, start: Cursor, share: Callable[[range], range]) -> None:
+        self._order, self._start, self._share = order, start, share
 
     def __iter__(self) -> Iterator[list[int]]:
         cursor = self._start
         while True:
             if cursor.batch >= self._order.num_batches:
                 cursor = Cursor(epoch=cursor.epoch + 1, batch=0)
-            yield list(self._order.positions(cursor))
+            positions = self._order.positions(cursor)
+            yield list(self._share(positions) or positions[:1])
             cursor = Cursor(epoch=cursor.epoch, batch=cursor.batch + 1)
 
 
@@ -39,9 +41,22 @@ def _start_worker(worker: int) -> None:
 
 
 class KeyedLoader:
-    """A training loader that Ultralytics' trainer takes for its own, and that starts at any cursor."""
+    """A training loader that Ultralytics' trainer takes for its own, and that starts at any cursor.
 
-    def __init__(self, dataset: Any, order: SampleOrder, *, num_workers: int, pin_memory: bool) -> None:
+    Process `rank` of `num_ranks` gets its share of each batch. Where that is empty it gets the batch's first sample and
+    `weight` is 0: it computes along, and its gradient does not count.
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        order: SampleOrder,
+        *,
+        num_workers: int,
+        pin_memory: bool,
+        rank: int = 0,
+        num_ranks: int = 1,
+    ) -> None:
         self.dataset = dataset
         self.order = order
         self.num_workers = num_workers
@@ -49,6 +64,7 @@ class KeyedLoader:
         self.drop_last = False
         self.sampler = range(order.num_samples)  # upstream asks for its length only
         self._pin_memory = pin_memory
+        self._share = partial(share_of, rank=rank, count=num_ranks)
         self._batches: Iterator[dict[str, Any]] | None = None
         self._next: Cursor | None = None
 
@@ -63,6 +79,10 @@ class KeyedLoader:
         last = cursor.batch + 1 == self.order.num_batches
         self._next = Cursor(epoch=cursor.epoch + last, batch=0 if last else cursor.batch + 1)
         return next(self._batches)
+
+    def weight(self, cursor: Cursor) -> float:
+        """1 where this process has samples of the batch at `cursor`, 0 where it only computes along."""
+        return float(len(self._share(self.order.positions(cursor))) > 0)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """One epoch of batches, the first one's: for callbacks that look at the data."""
@@ -83,7 +103,7 @@ class KeyedLoader:
     def _loader(self, start: Cursor) -> DataLoader[Any]:
         return DataLoader(
             self.dataset,
-            batch_sampler=_Positions(self.order, start),  # type: ignore[arg-type]  # an iterable is all it needs
+            batch_sampler=_Positions(self.order, start, self._share),  # type: ignore[arg-type]  # an iterable is all it needs
             num_workers=self.num_workers,
             multiprocessing_context="fork" if self.num_workers else None,  # workers share the decoded window
             prefetch_factor=PREFETCH_BATCHES if self.num_workers else None,

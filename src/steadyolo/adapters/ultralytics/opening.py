@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from steadyolo.adapters.ultralytics.weights import check_weights
 from steadyolo.errors import DataLoss, SteadyError, Transient, UserError
 from steadyolo.spec.run_spec import RunSpec, make_spec
 from steadyolo.state.snapshot import Snapshot
+from steadyolo.train.ranks import Ranks
 from steadyolo.vault.checkpoints import Checkpoints, Found, Rejected
 from steadyolo.vault.disk import ensure_folder
 from steadyolo.vault.files import replace_file
@@ -129,6 +130,34 @@ def open_existing(folder: Path, given: Mapping[str, Any], ours: Mapping[str, str
         stores=stores,
         session=session,
     )
+
+
+def open_together(ranks: Ranks, open_run: Callable[[], Opened]) -> Opened:
+    """Have rank 0 open the run. The others get what it found, and no right to write."""
+    opened = ranks.lead(open_run)
+    told = ranks.told(opened and _shared(opened))
+    if opened is not None:
+        return opened
+    folder, writer = Path(told["folder"]), new_writer_id()
+    own = folder / OURS_FOLDER
+    start = Checkpoints(own / "checkpoints", writer_id=writer).load(told["start"]) if told["start"] else None
+    return Opened(
+        spec=RunSpec.from_dict(told["spec"]),
+        folder=folder,
+        lock=RunLock(own),
+        start=start,
+        allowed=frozenset(told["allowed"]),
+        writer=writer,
+    )
+
+
+def _shared(opened: Opened) -> dict[str, Any]:
+    return {
+        "spec": opened.spec.to_dict(),
+        "folder": str(opened.folder),
+        "start": opened.start.name if opened.start else None,
+        "allowed": sorted(opened.allowed),
+    }
 
 
 def _newest(own: Path, writer: str, session: Session | None) -> tuple[FoundCopy | Found, Session | None]:

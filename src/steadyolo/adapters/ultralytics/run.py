@@ -84,6 +84,8 @@ class UltralyticsRun:
         stalls_s: dict[str, float],
     ) -> None:
         self._trainer = trainer
+        self._ranks = trainer.ranks
+        self._leads = self._ranks.rank == 0
         self._checkpoints = checkpoints
         self._writer = writer
         self._log = log
@@ -109,6 +111,7 @@ class UltralyticsRun:
             precision=trainer.precision,
             scaler=trainer.scaler,
             branch_of=lambda name: "one2one" if ".one2one_" in name else "main",
+            ranks=self._ranks,
         )
         trainer.name_losses(self._criterion.names)
         trainer.tloss = None
@@ -167,8 +170,16 @@ class UltralyticsRun:
         self._before = _Before(
             state, trainer.tloss, trainer.loss, trainer.loss_items, self._window, tuple(self._doubts)
         )
-        with told_apart(lambda: self._stepper.moment):
-            state = self._train_batch(state)
+        try:
+            with told_apart(lambda: self._stepper.moment):
+                state = self._train_batch(state)
+        except OutOfMemory as fault:
+            if not fault.is_shared:
+                self._ranks.any(True)
+            raise
+        (is_short,) = self._ranks.any(False)
+        if is_short:
+            raise OutOfMemory(self._stepper.moment, "in another process of this run", is_shared=True)
         self._stepper.settle()
         return state
 
@@ -185,7 +196,9 @@ class UltralyticsRun:
             # Reordered while a value is one byte: as fp32 it takes ten times as long.
             batch["img"] = batch["img"].contiguous(memory_format=torch.channels_last)
         batch = trainer.preprocess_batch(batch)
-        outcome = self._stepper.accumulate(batch)
+        if self._ranks.rank:  # until here all ranks draw the same
+            seed_generators(trainer.train_loader.order.share_key(cursor, self._ranks.rank), everywhere=True)
+        outcome = self._stepper.accumulate(batch, weight=trainer.train_loader.weight(cursor))
         self._window = (*self._window, cursor)
         self._doubt("the loss or its gradient", outcome.finite, (cursor,))
         self._note_losses(cursor, outcome)
@@ -195,7 +208,7 @@ class UltralyticsRun:
         trainer.run_callbacks("on_train_batch_end")
         trainer.plot_if_asked(batch, cursor.batch + self._num_batches * cursor.epoch)
         state = self._advanced(state, pending=pending)
-        self._show(state, cursor, batch)
+        self._show(state, cursor)
         return state
 
     def _advanced(self, state: RunState, *, pending: int) -> RunState:
@@ -233,7 +246,7 @@ class UltralyticsRun:
                 group["momentum"] = float(np.interp(done, [0, span], [args.warmup_momentum, args.momentum]))
 
     def _update(self) -> None:
-        self._resolve_doubts()
+        self.resolve_doubts()
         waited_s = self._copies.wait()  # what a save copies in the background is about to change
         if self._copying in self._stalls_s:
             self._stalls_s[self._copying] += waited_s
@@ -251,7 +264,8 @@ class UltralyticsRun:
         else:
             self._doubts.append((finite, batches))
 
-    def _resolve_doubts(self) -> None:
+    def resolve_doubts(self) -> None:
+        """Raises: NotFinite for a batch whose numbers were not looked at yet."""
         doubts, self._doubts = self._doubts, []
         if doubts:
             verdicts = torch.stack([finite for finite, _ in doubts]).tolist()
@@ -269,9 +283,9 @@ class UltralyticsRun:
             else {name: (trainer.tloss[name] * count + item) / (count + 1) for name, item in outcome.items.items()}
         )
 
-    def _show(self, state: RunState, cursor: Cursor, batch: dict[str, Any]) -> None:
+    def _show(self, state: RunState, cursor: Cursor) -> None:
         now = time.monotonic()
-        self._num_unshown_images += batch["img"].shape[0]
+        self._num_unshown_images += len(self._trainer.train_loader.order.positions(cursor))
         is_last = cursor.batch + 1 == self._num_batches
         if self._trainer.device.type != "cpu" and now - self._shown_s < _SHOW_EVERY_S and not is_last:
             return
@@ -293,7 +307,7 @@ class UltralyticsRun:
 
     def close_epoch(self, state: RunState) -> RunState:
         """Score the epoch and write its row. Returns `state` unchanged when a stop cut the scoring short."""
-        self._resolve_doubts()
+        self.resolve_doubts()
         trainer, epoch = self._trainer, state.cursor.epoch
         trainer.epoch = epoch
         if self._open_epoch != epoch:  # resumed between the last batch and the score
@@ -346,6 +360,22 @@ class UltralyticsRun:
         self._just_closed = True
         return closed
 
+    @property
+    def num_epochs(self) -> int:
+        """Epochs planned, as of now: with a time limit they change."""
+        return self._trainer.epochs
+
+    def follow_epoch(self, state: RunState, num_epochs: int) -> RunState:
+        """Where another rank scores: do what an epoch's end does to training. `state` is what scoring made of it."""
+        trainer = self._trainer
+        if not state.cursor.batch:  # else a stop cut the scoring short
+            trainer.run_callbacks("on_train_epoch_end")
+            trainer.show_ledger(state.ledger, state.epochs_closed)
+            self._criterion.after_epochs(state.epochs_closed)
+            trainer.set_epochs(num_epochs)
+            self._just_closed = True
+        return state
+
     def _append_row(self, closed: RunState) -> None:
         trainer = self._trainer
         means = trainer.tloss or dict.fromkeys(trainer.loss_names, math.nan)  # an epoch whose batches were all left out
@@ -379,9 +409,18 @@ class UltralyticsRun:
         )
 
     def save(self, state: RunState, *, required: bool) -> None:
-        """Have `state` committed. What nothing changes before the next update is copied while training goes on."""
+        """Have `state` committed. What nothing changes before the next update is copied while training goes on.
+
+        On a rank that follows, only callbacks hear of it.
+        """
         started = time.monotonic()
-        self._resolve_doubts()
+        self.resolve_doubts()
+        if not self._leads:
+            if self._just_closed:
+                self._just_closed = False
+                self._trainer.run_callbacks("on_fit_epoch_end")
+                self._trainer._clear_memory(0.5)
+            return
         name, state, csv = self.name_of(state), self._described(state), self._csv
         is_best = self._just_closed and state.ledger.best_tick == state.tick(self._num_batches)
         best_before, self.best_name = self.best_name, name if is_best else self.best_name
@@ -460,8 +499,10 @@ class UltralyticsRun:
         } or None
         if trainer.tloss:
             trainer.loss_items = trainer.tloss
-        self._csv = snapshot.files.get("results.csv", b"")
-        self._write_csv() if self._csv else trainer.csv.unlink(missing_ok=True)
+        if self._leads:
+            self._csv = snapshot.files.get("results.csv", b"")
+            self._write_csv() if self._csv else trainer.csv.unlink(missing_ok=True)
+            self._copies.release(self._copies.take(self._tensors()))  # pay for the first touch before training
         self._stepper.settle()
         self._open_epoch, self._doubts = None, []
         first = state.cursor.batch - state.pending_batches + state.cursor.epoch * self._num_batches
@@ -470,7 +511,6 @@ class UltralyticsRun:
             for i in range(state.pending_batches)
         )
         self._re_estimate_epochs(state) if state.epochs_closed else None
-        self._copies.release(self._copies.take(self._tensors()))  # pay for the buffers' first touch before training
         self._last_save_s, self._last_save_step = time.monotonic(), state.step
         self._clock_s = time.monotonic()
         return state
@@ -482,7 +522,17 @@ class UltralyticsRun:
         return replace(state, cursor=Cursor(epoch=state.cursor.epoch, batch=0), pending_batches=0, loss_means={})
 
     def rewind(self, *, skip: tuple[Cursor, ...]) -> RunState:
-        """Go back to the newest checkpoint that verifies and leave out `skip` from then on."""
+        """Go back to the newest checkpoint that verifies and leave out `skip` from then on. All ranks take the same."""
+        found = self._ranks.lead(self._newest)
+        name = self._ranks.told(found and found.name)
+        self._trainer.train_loader.reset()
+        state = self.restore(found or self._checkpoints.load(name))
+        for cursor in skip:
+            self._log.emit(events.BatchSkipped(epoch=cursor.epoch, batch=cursor.batch, why="loss not finite"))
+        self._skipped |= {*state.skipped, *skip}
+        return replace(state, skipped=tuple(sorted(self._skipped)))
+
+    def _newest(self) -> Snapshot:
         self.drain()
         found = self._checkpoints.newest_verified()
         for rejected in found.rejected:
@@ -492,12 +542,7 @@ class UltralyticsRun:
                 f"no checkpoint in {self._checkpoints.root} verifies, so the run cannot go back",
                 remedy="look at the disk (`steadyolo doctor`), then start a new run from weights/last.pt",
             )
-        self._trainer.train_loader.reset()
-        state = self.restore(found.snapshot)
-        for cursor in skip:
-            self._log.emit(events.BatchSkipped(epoch=cursor.epoch, batch=cursor.batch, why="loss not finite"))
-        self._skipped |= {*state.skipped, *skip}
-        return replace(state, skipped=tuple(sorted(self._skipped)))
+        return found.snapshot
 
     def report(self, fault: NotFinite, attempt: int, action: str) -> None:
         at = fault.batches[-1]
@@ -513,7 +558,8 @@ class UltralyticsRun:
         if before is None:
             raise fault
         trainer.train_loader.reset()
-        if self._stepper.is_applied:
+        (is_applied,) = self._ranks.any(self._stepper.is_applied)
+        if is_applied:
             free_memory()
             state = self.rewind(skip=())
         else:
@@ -523,7 +569,7 @@ class UltralyticsRun:
             free_memory()
             state = before.state
         at = before.state.cursor
-        num_images = len(trainer.train_loader.order.positions(at))
+        num_images = -(-len(trainer.train_loader.order.positions(at)) // self._ranks.count)
         return Shortage(at=at, misfit=self._fitting.misfit(num_images), state=state)
 
     def adopt(self, fit: Fit, shortage: Shortage) -> None:

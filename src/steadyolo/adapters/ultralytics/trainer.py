@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -42,6 +43,7 @@ from steadyolo.adapters.ultralytics.criterion import bounded_criterion
 from steadyolo.adapters.ultralytics.dataset import KeyedClassificationDataset, KeyedDataset
 from steadyolo.adapters.ultralytics.export import WeightExporter
 from steadyolo.adapters.ultralytics.fitting import Fitting, schedule_of
+from steadyolo.adapters.ultralytics.launching import Launching, device_of, ranks_asked
 from steadyolo.adapters.ultralytics.loader import PREFETCH_BATCHES, KeyedLoader
 from steadyolo.adapters.ultralytics.opening import (
     OURS_FOLDER,
@@ -50,13 +52,14 @@ from steadyolo.adapters.ultralytics.opening import (
     num_cores,
     open_existing,
     open_new,
+    open_together,
     package_versions,
     to_json,
 )
 from steadyolo.adapters.ultralytics.optimizers import fused
 from steadyolo.adapters.ultralytics.run import ScoringCut, UltralyticsRun
 from steadyolo.adapters.ultralytics.scoring import Scoring
-from steadyolo.adapters.ultralytics.workarounds import light_determinism, patient_nms, quiet_upstream
+from steadyolo.adapters.ultralytics.workarounds import hide_ranks, light_determinism, patient_nms, quiet_upstream
 from steadyolo.data.cache import usual_cache
 from steadyolo.data.fetch import Dataset, fetch_dataset, is_in_store
 from steadyolo.data.fingerprint import fingerprint
@@ -70,12 +73,16 @@ from steadyolo.spec.size import size_text
 from steadyolo.state.host_memory import arrange_freed_memory
 from steadyolo.state.run_state import Ledger, RunState
 from steadyolo.train.host_copy import HostCopies
+from steadyolo.train.loop import train
 from steadyolo.train.precision import Precision, choose_precision
+from steadyolo.train.ranks import RankLost, Ranks, is_among_ranks, join
 from steadyolo.train.recompute import Recompute
 from steadyolo.train.signals import EXIT_INTERRUPTED, StopRequest, exit_at_once
 from steadyolo.train.supervisor import supervise
+from steadyolo.train.together import Together
 from steadyolo.vault.checkpoints import Checkpoints, Committed
 from steadyolo.vault.files import replace_file
+from steadyolo.vault.lock import RunLock
 from steadyolo.vault.tiers import Tiers
 from steadyolo.vault.uploader import TierSettings
 from steadyolo.vault.writer import BackgroundWriter
@@ -96,10 +103,14 @@ class SteadyTrainer(BaseTrainer):  # type: ignore[misc]  # upstream is untyped
 
     watchers: ClassVar[list[Callable[[events.EventLog, Path], contextlib.AbstractContextManager[Any]]]] = []
 
-    def __new__(cls, cfg: Any = DEFAULT_CFG, overrides: Any = None, _callbacks: Any = None) -> SteadyTrainer:
+    def __new__(cls, cfg: Any = DEFAULT_CFG, overrides: Any = None, _callbacks: Any = None) -> Any:
+        """A trainer for the task; or, where several processes are asked for, what starts them."""
         task = str((overrides or {}).get("task") or "detect")
         if task not in _BY_TASK:
             raise UserError(f"task={task} is not supported", remedy=f"use one of {', '.join(_BY_TASK)}")
+        num_ranks = 1 if is_among_ranks(os.environ) else ranks_asked(overrides or {})
+        if num_ranks > 1:
+            return Launching(overrides, num_ranks, _callbacks)
         made: SteadyTrainer = object.__new__(_BY_TASK[task] if cls is SteadyTrainer else cls)
         return made
 
@@ -113,13 +124,21 @@ class SteadyTrainer(BaseTrainer):  # type: ignore[misc]  # upstream is untyped
         self._log: events.EventLog | None = None
         self._save_error = "the disk did not answer"
         self._stop_request = StopRequest(grace_s=_GRACE_S, overdue=exit_at_once, on_signal=self._note_signal)
+        self._lock: RunLock | None = None
         with self._stop_request, clear_disk_errors():  # setting up takes long enough to be interrupted
-            opened = open_existing(Path(resume), given, ours, allowed) if resume else open_new(given, ours)
-            self._lock = opened.lock
+            self.ranks: Ranks = join(os.environ, self._stop_request)
+            if self.ranks.count > 1:
+                hide_ranks(self.ranks.rank)
+
+            def open_run() -> Opened:
+                return open_existing(Path(resume), given, ours, allowed) if resume else open_new(given, ours)
+
             try:
+                opened = open_together(self.ranks, open_run)
+                self._lock = opened.lock
                 self._set_up(opened, cfg, _callbacks)
-            except BaseException:
-                self._let_go()
+            except BaseException as error:
+                self._let_go(error)
                 raise
 
     def _set_up(self, opened: Opened, cfg: Any, callbacks: Any) -> None:
@@ -128,6 +147,9 @@ class SteadyTrainer(BaseTrainer):  # type: ignore[misc]  # upstream is untyped
         self._opened = opened
         arguments = dict(self.spec.arguments)
         self._amp_given = "amp" in arguments
+        if self.ranks.count > 1:
+            local_rank = int(os.environ.get("LOCAL_RANK", self.ranks.rank))
+            arguments["device"] = device_of(arguments, local_rank=local_rank)
         if self._start is not None:
             arguments.update(self._start.made_from["plan"]["optimizer"])  # what `optimizer=auto` chose holds
         with light_determinism(arguments.get("compile")):
@@ -135,9 +157,13 @@ class SteadyTrainer(BaseTrainer):  # type: ignore[misc]  # upstream is untyped
         if self.device.type in {"cpu", "mps"}:  # upstream loads in the training process there; so do we unless asked
             self.args.workers = int(arguments.get("workers") or 0)
         if self.device.type == "cpu":  # upstream leaves one core idle
-            threads = self._start.made_from["plan"]["threads"] if self._start else self.spec.num_threads
-            torch.set_num_threads(threads or num_cores())
+            before = self._start.made_from["plan"] if self._start else {}
+            is_same = before.get("ranks", 1) == self.ranks.count
+            threads = before.get("threads") if is_same else self.spec.num_threads
+            torch.set_num_threads(threads or self.spec.num_threads or max(1, num_cores() // self.ranks.count))
             arrange_freed_memory()
+        if self.ranks.rank:
+            self.args.plots = False
 
     # -- what upstream asks its subclasses for ---------------------------------------------------------------------
 
@@ -154,6 +180,14 @@ class SteadyTrainer(BaseTrainer):  # type: ignore[misc]  # upstream is untyped
             ) from error
 
     def get_dataset(self) -> dict[str, Any]:
+        return self._in_turn(self._get_dataset)
+
+    def _in_turn(self, work: Callable[[], Any]) -> Any:
+        """Let rank 0 do `work` before the others do: they find there what it downloads, checks and caches."""
+        result = self.ranks.lead(work)
+        return work() if self.ranks.rank else result
+
+    def _get_dataset(self) -> dict[str, Any]:
         if is_in_store(str(self.args.data)):
             self.args.data = str(self._fetched_dataset(str(self.args.data)))
         data = Path(str(self.args.data))
@@ -194,11 +228,9 @@ class SteadyTrainer(BaseTrainer):  # type: ignore[misc]  # upstream is untyped
 
     def get_dataloader(self, dataset_path: str, batch_size: int = 16, rank: int = 0, mode: str = "train") -> Any:
         if mode != "train":
-            return super().get_dataloader(dataset_path, batch_size, rank, mode)
-        dataset = self.build_dataset(dataset_path, mode, batch_size)
+            return self._in_turn(partial(super().get_dataloader, dataset_path, batch_size, rank, mode))
+        dataset = self._in_turn(partial(self._build_train_dataset, dataset_path, batch_size))
         num_samples = len(dataset)
-        if not num_samples:
-            raise UserError(f"the train split {dataset_path} holds no images", remedy="point train: at images")
         batch_size = min(batch_size, num_samples)
         drop_last = bool(self.args.compile) and num_samples > batch_size
         rect = getattr(dataset, "rect", False)
@@ -210,7 +242,25 @@ class SteadyTrainer(BaseTrainer):  # type: ignore[misc]  # upstream is untyped
             shuffle=not (rect and bool((dataset.batch_shapes != dataset.batch_shapes[0]).any())),
         )
         self._bind(dataset, order)
-        return KeyedLoader(dataset, order, num_workers=int(self.args.workers), pin_memory=self.device.type == "cuda")
+        return KeyedLoader(
+            dataset,
+            order,
+            num_workers=int(self.args.workers),
+            pin_memory=self.device.type == "cuda",
+            rank=self.ranks.rank,
+            num_ranks=self.ranks.count,
+        )
+
+    def _build_train_dataset(self, img_path: str, batch_size: int) -> Any:
+        dataset = self.build_dataset(img_path, "train", batch_size)
+        if not len(dataset):
+            raise UserError(f"the train split {img_path} holds no images", remedy="point train: at images")
+        if (num_images := min(batch_size, len(dataset))) < self.ranks.count:
+            raise UserError(
+                f"a batch of {num_images} images leaves some of the {self.ranks.count} processes without any",
+                remedy=f"use batch={self.ranks.count} or more, or fewer processes",
+            )
+        return dataset
 
     def _make_dataset(self, img_path: str, mode: str, batch: int | None) -> Any:
         stride = max(int(unwrap_model(self.model).stride.max()), 32)
@@ -345,23 +395,41 @@ class SteadyTrainer(BaseTrainer):  # type: ignore[misc]  # upstream is untyped
         """Train to the end. Raises: SystemExit(75) when a signal stopped it, after saving."""
         try:
             with light_determinism(self.args.compile):
-                return super().train()
-        finally:
-            self._let_go()
+                result = super().train()
+        except BaseException as error:
+            self._let_go(error)
+            raise
+        self._let_go(None)
+        return result
 
-    def _let_go(self) -> None:
-        """Give the run's folder back, and a data set that came from a store."""
+    def _let_go(self, error: BaseException | None) -> None:
+        """Give the run's folder back, and a data set that came from a store; let the other ranks know the end."""
         if self._dataset is not None:
             self._dataset.close()
-        self._lock.release()
+        if self._lock is not None:
+            self._lock.release()
+        self.ranks.leave(_exit_code(error))
+
+    def _setup_train(self) -> None:
+        super()._setup_train()
+        if self.ranks.count > 1:
+            self.ranks.broadcast_([*self.model.state_dict().values(), *self.ema.ema.state_dict().values()])
+            (lacks_amp,) = self.ranks.any(not self.amp)
+            if lacks_amp and self.amp:  # upstream found on another rank that it does not work there
+                self.amp, self.scaler = False, torch.amp.GradScaler(self.device.type, enabled=False)
+            self.metrics = self.metrics or {}  # upstream gives them to rank 0 only
+        if self.ranks.rank and hasattr(self.test_loader, "close"):
+            self.test_loader.close()  # its workers would wait for nothing: only rank 0 scores
 
     def _do_train(self) -> None:
         with contextlib.ExitStack() as stack:
-            log = self._log = events.EventLog(self._folder / OURS_FOLDER / "events.jsonl")
+            leads = self.ranks.rank == 0
+            log = self._log = events.EventLog(self._folder / OURS_FOLDER / "events.jsonl" if leads else None)
             stack.callback(log.close)
             stop = stack.enter_context(self._stop_request)
-            stack.enter_context(watch_notices(self._note_notice))
-            for watch in self.watchers:
+            if leads:
+                stack.enter_context(watch_notices(self._note_notice))
+            for watch in self.watchers if leads else ():
                 stack.enter_context(watch(log, self._folder))
             try:
                 self._train_watched(log, stop)
@@ -369,9 +437,12 @@ class SteadyTrainer(BaseTrainer):  # type: ignore[misc]  # upstream is untyped
                 log.emit(events.RunStopped(reason="interrupted", exit_code=EXIT_INTERRUPTED))
                 raise
             except BaseException as error:
+                if isinstance(error, RankLost) and stop.requested:  # it was too slow to stop; what is committed counts
+                    log.emit(events.RunStopped(reason="interrupted", exit_code=EXIT_INTERRUPTED))
+                    raise SystemExit(EXIT_INTERRUPTED) from error
                 taken = stop.signal_name == _TAKEN_OVER
-                code = 2 if isinstance(error, UserError) else 1
-                log.emit(events.RunStopped(reason="taken_over" if taken else "failed", exit_code=code))
+                reason: events.StopReason = "taken_over" if taken else "failed"
+                log.emit(events.RunStopped(reason=reason, exit_code=_exit_code(error)))
                 raise
 
     def _train_watched(self, log: events.EventLog, stop: StopRequest) -> None:
@@ -379,34 +450,40 @@ class SteadyTrainer(BaseTrainer):  # type: ignore[misc]  # upstream is untyped
         self._setup_train()
         if self._problems:
             log.emit(events.ImagesSkipped(count=len(self._problems), listed=self._problems))
-        plan = self._plan()
-        made_from = self._made_from(plan)
+        leads = self.ranks.rank == 0
+        made_from = self.ranks.told(self._made_from(self._plan()) if leads else None)
+        plan = made_from["plan"]
         self._scoring = self._make_scoring(plan, log)
-        replace_file(own / "spec.json", to_json(self.spec.to_dict()))
-        replace_file(own / "plan.json", to_json(plan))
-        (own / "finished.json").unlink(missing_ok=True)
+        if leads:
+            replace_file(own / "spec.json", to_json(self.spec.to_dict()))
+            replace_file(own / "plan.json", to_json(plan))
+            (own / "finished.json").unlink(missing_ok=True)
         checkpoints = Checkpoints(own / "checkpoints", writer_id=self._opened.writer)
         best_name = self._best_name(checkpoints)
         with self._tiers(checkpoints, best_name, log, stop) as tiers:
             state = self._train_kept(log, stop, plan, made_from, checkpoints, best_name, tiers)
-            self._finish(state)
-            log.emit(
-                events.RunFinished(
-                    epochs=state.epochs_closed,
-                    step=state.step,
-                    seconds=state.seconds,
-                    best_fitness=state.ledger.best_fitness,
-                    best_epoch=state.ledger.best_epoch,
-                )
-            )
-            if late := tiers.drain(self.spec.store_drain_s, give_up=lambda: stop.requested):
-                LOGGER.warning(
-                    f"the run is finished and kept here, but {' and '.join(late)} lack its last part: "
-                    f"run steadyolo store push {self._folder}"
-                )
+            self.ranks.lead(lambda: self._conclude(state, log, stop, tiers))
         is_late = state.epochs_closed < self.epochs and not state.ledger.stop
         reason: events.StopReason = "time" if is_late else "early_stopping" if state.ledger.stop else "finished"
         log.emit(events.RunStopped(reason=reason, exit_code=0))
+
+    def _conclude(self, state: RunState, log: events.EventLog, stop: StopRequest, tiers: Tiers) -> None:
+        """Score the best weights, write down that the run is finished, and wait for its copies."""
+        self._finish(state)
+        log.emit(
+            events.RunFinished(
+                epochs=state.epochs_closed,
+                step=state.step,
+                seconds=state.seconds,
+                best_fitness=state.ledger.best_fitness,
+                best_epoch=state.ledger.best_epoch,
+            )
+        )
+        if late := tiers.drain(self.spec.store_drain_s, give_up=lambda: stop.requested):
+            LOGGER.warning(
+                f"the run is finished and kept here, but {' and '.join(late)} lack its last part: "
+                f"run steadyolo store push {self._folder}"
+            )
 
     def _tiers(self, checkpoints: Checkpoints, best_name: str | None, log: events.EventLog, stop: StopRequest) -> Tiers:
         """The places beyond the run folder. When another process takes the run over, this one saves and stops."""
@@ -497,10 +574,11 @@ class SteadyTrainer(BaseTrainer):  # type: ignore[misc]  # upstream is untyped
             best_name=best_name,
             stalls_s=run_stalls,
         )
-        state = self._begin(run, writer, checkpoints, log)
+        begun = self.ranks.lead(lambda: self._begin(run, writer, checkpoints, log))
+        state = begun or self._begin_along(run)
         try:
             with quiet_upstream() if self.watchers else contextlib.nullcontext():
-                state = supervise(run, state, num_tries=self.spec.num_tries)
+                state = supervise(run, state, num_tries=self.spec.num_tries, loop=partial(self._train_together, stop))
         finally:
             self.train_loader.close()
             writer.close(timeout_s=max(0.0, stop.remaining_s()))
@@ -509,6 +587,10 @@ class SteadyTrainer(BaseTrainer):  # type: ignore[misc]  # upstream is untyped
                 f"{tiers.taken_over}; this process saved and stopped",
                 remedy=f"let that one go on; what was trained here is kept in {self._folder}",
             )
+        if self.ranks.rank:
+            if stop.acknowledged():
+                self.ranks.lead(lambda: None)  # until rank 0 has saved, and ends
+            return state
         if stop.acknowledged():
             tiers.drain(max(0.0, stop.remaining_s() - _LEAVING_S))
             raise SystemExit(EXIT_INTERRUPTED)
@@ -517,6 +599,28 @@ class SteadyTrainer(BaseTrainer):  # type: ignore[misc]  # upstream is untyped
                 f"training is over, but its last state could not be kept in {checkpoints.root}: {self._save_error}",
                 remedy=f"make room, then run steadyolo resume {self._folder}",
             )
+        return state
+
+    def _train_together(self, stop: StopRequest, run: UltralyticsRun, state: RunState) -> RunState:
+        return train(run if self.ranks.count == 1 else Together(run, self.ranks, stop), state)
+
+    def _begin_along(self, run: UltralyticsRun) -> RunState:
+        """On a rank that follows: the state to start from, with everything in place."""
+        self.stop, self.epoch = False, 0
+        self.train_time_start = self.epoch_time_start = time.time()
+        self.optimizer.zero_grad()
+        state = self._resumed(run)
+        self.run_callbacks("on_train_start")
+        return state
+
+    def _resumed(self, run: UltralyticsRun) -> RunState:
+        """Everything where the checkpoint that the run goes on from has it."""
+        if self._start is None:
+            return RunState.fresh()
+        state = self._reconsider_stop(run.restore(self._start))
+        if self._start.made_from["plan"]["num_batches"] != len(self.train_loader):
+            state = run.start_epoch_over(state)
+        self._start = replace(self._start, tensors={})  # they are mapped from files that retention may delete
         return state
 
     def _begin(
@@ -530,15 +634,9 @@ class SteadyTrainer(BaseTrainer):  # type: ignore[misc]  # upstream is untyped
             self.plot_idx.extend([base, base + 1, base + 2])
         self.optimizer.zero_grad()
         checkpoints.sweep()
-        if self._start is not None:
-            state = self._reconsider_stop(run.restore(self._start))
-            if self._start.made_from["plan"]["num_batches"] != len(self.train_loader):
-                state = run.start_epoch_over(state)
-            self._start = replace(self._start, tensors={})  # they are mapped from files that retention may delete
-            for rejected in self._rejected:
-                log.emit(events.CheckpointRejected(name=rejected.name, why=rejected.why))
-        else:
-            state = RunState.fresh()
+        state = self._resumed(run)
+        for rejected in self._rejected:
+            log.emit(events.CheckpointRejected(name=rejected.name, why=rejected.why))
         log.emit(
             events.RunStarted(
                 model=str(self.args.model),
@@ -613,7 +711,7 @@ class SteadyTrainer(BaseTrainer):  # type: ignore[misc]  # upstream is untyped
         """What was decided for this run. A run that goes on keeps what changes its mathematics."""
         start = None if self._start is None else (self._start.made_from["plan"], self._start.state.cursor)
         planned = {
-            "fits": Fit(num_images=self.spec.num_micro_batch_images or self.batch_size),
+            "fits": Fit(num_images=self.spec.num_micro_batch_images or -(-self.batch_size // self.ranks.count)),
             "val_fits": Fit(num_images=self.test_loader.batch_size),
         }
         fits = {
@@ -621,7 +719,10 @@ class SteadyTrainer(BaseTrainer):  # type: ignore[misc]  # upstream is untyped
             for name, fit in planned.items()
         }
         if self._start is not None:
-            return {**self._start.made_from["plan"], "num_batches": len(self.train_loader), **fits}
+            before = self._start.made_from["plan"]
+            threads = before["threads"] if before.get("ranks", 1) == self.ranks.count else torch.get_num_threads()
+            now = {"num_batches": len(self.train_loader), "ranks": self.ranks.count, "threads": threads}
+            return {**before, **now, **fits}
         chosen = ("optimizer", "lr0", "warmup_bias_lr")
         return {
             **fits,
@@ -632,6 +733,7 @@ class SteadyTrainer(BaseTrainer):  # type: ignore[misc]  # upstream is untyped
             "channels_last": self.precision.channels_last,
             "device": self.device.type,
             "threads": torch.get_num_threads(),
+            "ranks": self.ranks.count,
         }
 
     def _fitting(self, plan: dict[str, Any]) -> Fitting:
@@ -672,6 +774,8 @@ class SteadyTrainer(BaseTrainer):  # type: ignore[misc]  # upstream is untyped
     def _keep_fits(self, name: str, schedule: FitSchedule, plan: dict[str, Any]) -> None:
         """Keep what was learned to fit in the plan: in the run folder, and in each checkpoint from now on."""
         plan[name] = schedule.to_list()
+        if self.ranks.rank:
+            return
         try:
             replace_file(self._folder / OURS_FOLDER / "plan.json", to_json(plan))
         except OSError as error:  # the next checkpoint carries it too
@@ -688,6 +792,12 @@ class SteadyTrainer(BaseTrainer):  # type: ignore[misc]  # upstream is untyped
                     f"the dataset {self.args.data} is not the one this run was made from: it had "
                     f"{before['num_train_images']} images, now it has {len(dataset)}, or labels or sizes differ",
                     remedy="put the data back as it was, or pass allow=dataset to go on with what is there",
+                )
+            ranks_before = self._start.made_from["plan"].get("ranks", 1)
+            if ranks_before != self.ranks.count:
+                LOGGER.warning(
+                    f"this run was trained by {ranks_before} processes, and goes on in {self.ranks.count}: the same "
+                    "samples in each step, but not bit for bit"
                 )
             if plan["compute"] != self.precision.compute or plan["device"] != self.device.type:
                 LOGGER.warning(
@@ -792,6 +902,17 @@ _BY_TASK: dict[str, type[SteadyTrainer]] = {
     "obb": SteadyOBBTrainer,
     "classify": SteadyClassificationTrainer,
 }
+
+
+def _exit_code(error: BaseException | None) -> int:
+    match error:
+        case None:
+            return 0
+        case SystemExit():
+            return error.code if isinstance(error.code, int) else 1
+        case UserError():
+            return 2
+    return 1
 
 
 def _fetching(progress: Progress) -> str:

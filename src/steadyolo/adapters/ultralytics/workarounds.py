@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import sys
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -54,3 +55,18 @@ def quiet_upstream() -> Iterator[None]:
         yield
     finally:
         LOGGER.setLevel(level)
+
+
+def hide_ranks(rank: int) -> None:
+    """Let upstream take rank 0 for the only process, and every other one for one that writes and shows nothing.
+
+    It reads the environment once, when it is imported, and would seed each rank differently, wait for the others where
+    they do not come, and gather scores that only rank 0 has. Remove when it takes its rank from the trainer.
+    """
+    for name, module in list(sys.modules.items()):
+        if name.partition(".")[0] == "ultralytics" and hasattr(module, "RANK"):
+            module.RANK = rank or -1  # type: ignore[attr-defined]
+        if name.partition(".")[0] == "ultralytics" and hasattr(module, "LOCAL_RANK"):
+            module.LOCAL_RANK = -1  # type: ignore[attr-defined]
+    if rank:
+        LOGGER.setLevel(logging.ERROR)
