@@ -7,18 +7,21 @@ to be: the number of images in one pass (BatchNorm's statistics are then those o
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from steadyolo.errors import UserError
 from steadyolo.plan.fit import Fit
-from steadyolo.plan.memory import MemoryEstimate, Workload
+from steadyolo.plan.memory import Kind, MemoryEstimate, Peak, Workload
 from steadyolo.plan.room import Room
 from steadyolo.spec.size import size_text
 
 Estimate = Callable[[Workload], MemoryEstimate]
 
 RESERVE_SHARE = 0.05  # of a budget stays free, for what a prediction misses
+_SURELY = 1.005  # a straight line that is this far above a limit is believed
+_LASTING: tuple[Kind, ...] = ("weights", "gradients", "optimizer", "ema", "context", "overhead")
 _FEW_IMAGES = 4  # below this, BatchNorm's statistics are poor, and recomputing costs less than they do
 
 
@@ -27,13 +30,15 @@ class Asked:
     """What has to be kept, and what was pinned.
 
     `workload` is a whole batch at once with nothing computed again; `computes` the kinds of arithmetic that may be
-    used, first choice first; `num_layers` how many layers can be computed again. A pin of None leaves it open.
+    used, first choice first; `num_layers` how many layers can be computed again; `num_least_images` how many a pass
+    must have, because normalisation needs more than one value. A pin of None leaves it open.
     """
 
     workload: Workload
     budget_bytes: int
     computes: tuple[str, ...]
     num_layers: int
+    num_least_images: int = 1
     num_pinned_images: int | None = None
     num_pinned_layers: int | None = None
 
@@ -72,24 +77,33 @@ class Measured:
             self._known[workload] = self._estimate(workload)
         return self._known[workload]
 
+    def whole(self, workload: Workload) -> int:
+        """The peak of both training and validation."""
+        return self(workload).num_bytes
+
+    def training(self, workload: Workload) -> int:
+        """The peak of training, which validation says nothing about: it is left out unless it is known already."""
+        known = workload if workload in self._known else replace(workload, val_batch=0)
+        return self(known).training.num_bytes
+
 
 def choose(asked: Asked, estimate: Estimate) -> Choice | TooLarge:
     """The fit that gives up least and whose predicted peaks stay below the budget.
 
     What is chosen was estimated itself, not interpolated. Few estimates suffice, because memory is nearly affine in
-    images and in layers.
+    images.
     """
     measured = Measured(estimate)
     closest: Workload | None = None
     for rung in _ladder(asked):
-        fits = _first_that_fits(rung, asked.usable_bytes, lambda one: measured(one).training.num_bytes)
-        if fits is None:
-            closest = rung[-1]
-            continue
-        chosen = _with_validation(fits, asked, measured)
-        if chosen is None:
-            return _too_large(fits, asked, measured, "validation of a single image")
-        return Choice(workload=chosen, estimate=measured(chosen), reasons=_reasons(chosen, asked, measured))
+        if closest is None:
+            measured(rung[0])  # what is needed where nothing is given up, validation included
+        is_of_layers = rung[0].fit.num_recomputed < rung[-1].fit.num_recomputed
+        place = None if is_of_layers else _images_left_out
+        found = _first_that_fits(rung, asked.usable_bytes, measured.training, place=place)
+        if found is not None:
+            return _completed(found, asked, measured)
+        closest = rung[-1]
     if closest is None:
         raise ValueError("a ladder has rungs")
     return _too_large(closest, asked, measured, "training")
@@ -109,17 +123,16 @@ def largest_batch(
     def at(num_images: int) -> Workload:
         return replace(whole(num_images), fit=Fit(num_images=num_images, num_recomputed=layers))
 
-    found = _first_that_fits(_Counted(num_most, at), asked.usable_bytes, lambda one: measured(one).training.num_bytes)
+    found = _first_that_fits(_Counted(num_most, at), asked.usable_bytes, measured.training, place=_images_left_out)
     if found is None:
         return _too_large(at(1), asked, measured, "training with a single image")
-    chosen = _with_validation(found, asked, measured)
-    if chosen is None:
-        return _too_large(found, asked, measured, "validation of a single image")
-    num_images = chosen.fit.num_images
-    limit = "there are no more" if num_images == num_most else f"{num_images + 1} would not fit"
+    choice = _completed(found, replace(asked, workload=found), measured)
+    if isinstance(choice, TooLarge):
+        return choice
+    num_images = found.fit.num_images
+    limit = "there are no more" if num_images == num_most else "more would not fit"
     first = f"batch {num_images} is the largest that goes through in one pass with nothing given up; {limit}"
-    asked = replace(asked, workload=found)
-    return Choice(workload=chosen, estimate=measured(chosen), reasons=(first, *_reasons(chosen, asked, measured)[1:]))
+    return replace(choice, reasons=(first, *choice.reasons[1:]))
 
 
 # --- what may be given up ---------------------------------------------------------------------------------------------
@@ -145,7 +158,7 @@ def _ladder(asked: Asked) -> Iterator[list[Workload]]:
     most = asked.num_layers
     pinned = None if asked.num_pinned_layers is None else min(asked.num_pinned_layers, most)
     good = [size for size in sizes if size >= min(_FEW_IMAGES, whole)] or sizes
-    few = sizes[len(good) :]
+    few = [size for size in sizes[len(good) :] if size >= asked.num_least_images]
     for compute in asked.computes:
 
         def at(num_images: int, num_layers: int, compute: str = compute) -> Workload:
@@ -165,10 +178,22 @@ def part_sizes(num_images: int) -> list[int]:
     return sorted({-(-num_images // count) for count in range(1, num_images + 1)}, reverse=True)
 
 
-def _first_that_fits(rung: Sequence[Workload], limit_bytes: int, need: Callable[[Workload], int]) -> Workload | None:
+def _images_left_out(workload: Workload) -> float:
+    """What memory is nearly affine in, along a rung of images. In layers it is not: the first ones hold most."""
+    return -workload.fit.num_images
+
+
+def _first_that_fits(
+    rung: Sequence[Workload],
+    limit_bytes: int,
+    need: Callable[[Workload], int],
+    *,
+    place: Callable[[Workload], float] | None = None,
+) -> Workload | None:
     """The first workload of a rung that needs at most `limit_bytes`; None where even the last needs more.
 
-    Between one that does not fit and one that does, the next to try is where a straight line meets the limit.
+    With `place`, in which memory is nearly affine, a straight line between one that fits and one that does not says
+    which to try, and when to stop.
     """
     if need(rung[0]) <= limit_bytes:
         return rung[0]
@@ -176,72 +201,68 @@ def _first_that_fits(rung: Sequence[Workload], limit_bytes: int, need: Callable[
         return None
     low, high = 0, len(rung) - 1  # `low` does not fit, `high` does
     while high - low > 1:
-        above, below = need(rung[low]), need(rung[high])
-        share = (above - limit_bytes) / max(1, above - below)
-        middle = _at_share(rung, low, high, share)
+        middle = (low + high) // 2
+        if place is not None:
+            above, below = need(rung[low]), need(rung[high])
+            slope = (below - above) / (place(rung[high]) - place(rung[low]))
+            if below + slope * (place(rung[high - 1]) - place(rung[high])) > limit_bytes * _SURELY:
+                break
+            wanted = place(rung[high]) + (limit_bytes - below) / slope
+            middle = min(max(_first_at(rung, wanted, place), low + 1), high - 1)
         low, high = (low, middle) if need(rung[middle]) <= limit_bytes else (middle, high)
     return rung[high]
 
 
-def _at_share(rung: Sequence[Workload], low: int, high: int, share: float) -> int:
-    """The index between `low` and `high`, exclusive, that lies at `share` of the way in images and layers."""
-
-    def place(index: int) -> float:
-        fit = rung[index].fit
-        return fit.num_recomputed - fit.num_images
-
-    first, last = low + 1, high - 1
-    if place(low) == place(high):  # models, image sizes
-        return (first + last) // 2
-    wanted = place(low) + share * (place(high) - place(low))
-    while first < last:
-        middle = (first + last) // 2
-        first, last = (first, middle) if place(middle) >= wanted else (middle + 1, last)
-    return first
+def _first_at(rung: Sequence[Workload], wanted: float, place: Callable[[Workload], float]) -> int:
+    """The first index whose place is at least `wanted`."""
+    return bisect.bisect_left(rung, wanted, key=place)
 
 
-def _with_validation(workload: Workload, asked: Asked, measured: Measured) -> Workload | None:
-    """`workload` with as many images in a pass of validation as fit, by halves; None where one does not."""
-    num_images = workload.val_batch
+def _completed(found: Workload, asked: Asked, measured: Measured) -> Choice | TooLarge:
+    """`found`, which trains, with as many images in a pass of validation as fit, by halves."""
+    num_images = found.val_batch
     while True:
-        tried = replace(workload, val_batch=num_images)
-        if measured(tried).validation.num_bytes <= asked.usable_bytes:
-            return tried
+        chosen = replace(found, val_batch=num_images)
+        estimate = measured(chosen)
+        if estimate.validation.num_bytes <= asked.usable_bytes:
+            return Choice(workload=chosen, estimate=estimate, reasons=_reasons(chosen, asked))
         if num_images <= 1:
-            return None
-        num_images = -(-num_images // 2)
+            return _too_large(chosen, asked, measured, "validation of a single image")
+        num_images = _halved(num_images, estimate.validation, asked.usable_bytes)
+
+
+def _halved(num_images: int, peak: Peak, limit_bytes: int) -> int:
+    """Half of `num_images` as often as a peak that grows with them says."""
+    held = sum(peak.by_kind.get(kind, 0) for kind in _LASTING)
+    moving = max(1, peak.num_bytes - held)
+    fewer = -(-num_images // 2)
+    while fewer > 1 and held + moving * fewer / num_images > limit_bytes:
+        fewer = -(-fewer // 2)
+    return fewer
 
 
 # --- saying why -------------------------------------------------------------------------------------------------------
 
 
-def _reasons(chosen: Workload, asked: Asked, measured: Measured) -> tuple[str, ...]:
+def _reasons(chosen: Workload, asked: Asked) -> tuple[str, ...]:
     return (
-        _why_images(chosen, asked, measured),
+        _why_images(chosen, asked),
         *_why_layers(chosen, asked),
         *_why_arithmetic(chosen, asked),
         *_why_validation(chosen, asked),
     )
 
 
-def _why_images(chosen: Workload, asked: Asked, measured: Measured) -> str:
+def _why_images(chosen: Workload, asked: Asked) -> str:
     whole, part = asked.workload.fit.num_images, chosen.fit.num_images
-    if asked.num_pinned_images and part < whole:
-        return f"micro-batch {part} of {whole}: as asked"
     if part >= whole:
         return f"the whole batch of {whole} goes through in one pass"
-    passes = (
-        f"micro-batch {part} of {whole}, {-(-whole // part)} passes a step: the gradient is that of the whole batch"
-    )
-    if chosen.fit.num_recomputed and part >= _FEW_IMAGES:
-        return f"{passes}; with fewer images BatchNorm's statistics would be poor"
-    larger = [size for size in part_sizes(whole) if size > part][-1]
-    fit = replace(chosen.fit, num_images=larger)
-    whole_too = larger == whole and not asked.workload.accumulates
-    bigger = measured(
-        replace(chosen, fit=fit, accumulates=not whole_too, val_batch=asked.workload.val_batch)
-    ).training.num_bytes
-    return f"{passes}; passes of {larger} would need {size_text(bigger)}"
+    if asked.num_pinned_images:
+        return f"micro-batch {part} of {whole}: as asked"
+    passes = f"micro-batch {part} of {whole}, {-(-whole // part)} passes a step"
+    if chosen.fit.num_recomputed and part >= _FEW_IMAGES and asked.num_pinned_layers is None:
+        return f"{passes}: with fewer images BatchNorm's statistics would be poor"
+    return f"{passes}: the largest even part that fits; the gradient is that of the whole batch"
 
 
 def _why_layers(chosen: Workload, asked: Asked) -> tuple[str, ...]:
@@ -304,25 +325,28 @@ class Proposal:
     num_bytes: int
 
 
-def propose(too_large: TooLarge, asked: Asked, others: Alternatives, estimate: Estimate) -> list[Proposal]:
+def propose(too_large: TooLarge, asked: Asked, others: Alternatives, estimate: Estimate) -> Iterator[Proposal]:
     """What would fit in the same memory, changing one thing each; least change first."""
-    base = too_large.closest
-    found = []
+    base, measured = too_large.closest, Measured(estimate)
     if others.num_boxes_unmixed is not None:
         lighter = replace(base, most_boxes=others.num_boxes_unmixed)
-        effect = f"at most {others.num_boxes_unmixed} boxes in a picture instead of {base.most_boxes}"
-        found.append(("mosaic=0 mixup=0 cutmix=0", effect, [lighter]))
-    sizes = [replace(base, imgsz=side) for side in others.sizes_px if side < base.imgsz]
-    found.append(("imgsz={0.imgsz}", "small objects are seen with fewer pixels", sizes))
-    found.append(("model={0.model}", "fewer weights, less accurate", [replace(base, model=m) for m in others.models]))
-    measured = Measured(estimate)
-    proposals = []
-    for change, effect, rung in found:
-        fits = _first_that_fits(rung, asked.usable_bytes, lambda one: measured(one).num_bytes) if rung else None
-        if fits is not None:
-            peak = measured(fits).num_bytes
-            proposals.append(Proposal(change=change.format(fits), effect=effect, workload=fits, num_bytes=peak))
-    return proposals
+        few = f"at most {others.num_boxes_unmixed} boxes in a picture instead of {base.most_boxes}"
+        yield from _proposed("mosaic=0 mixup=0 cutmix=0", few, lighter, asked, measured)
+    sizes = [base, *(replace(base, imgsz=side) for side in others.sizes_px if side < base.imgsz)]
+    smaller = _first_that_fits(sizes, asked.usable_bytes, measured.whole, place=lambda one: -(one.imgsz**2))
+    yield from _proposed("imgsz={0.imgsz}", "small objects are seen with fewer pixels", smaller, asked, measured)
+    models = [base, *(replace(base, model=model) for model in others.models)]
+    lesser = _first_that_fits(models, asked.usable_bytes, measured.whole)
+    yield from _proposed("model={0.model}", "fewer weights, less accurate", lesser, asked, measured)
+
+
+def _proposed(
+    change: str, effect: str, workload: Workload | None, asked: Asked, measured: Measured
+) -> Iterator[Proposal]:
+    """A proposal of a workload that fits; of another one none."""
+    if workload is not None and measured.whole(workload) <= asked.usable_bytes:
+        peak = measured.whole(workload)
+        yield Proposal(change=change.format(workload), effect=effect, workload=workload, num_bytes=peak)
 
 
 def refusal(too_large: TooLarge, proposals: Sequence[Proposal], room: Room) -> UserError:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from steadyolo.plan.choosing import (
@@ -155,6 +155,7 @@ def test_validation_that_does_not_fit_is_too_large() -> None:
     assert "validation of a single image needs 4.9 GiB" in found.why
 
 
+@settings(max_examples=300)
 @given(
     image=st.integers(1, 3_000),
     share=st.floats(0.05, 0.95),
@@ -226,7 +227,7 @@ def too_large(request: Asked, estimate: Affine) -> TooLarge:
 def test_what_would_fit_is_proposed_with_its_peak_and_not_taken() -> None:
     request, estimate = asked(1_450), Affine()
     found = too_large(request, estimate)
-    proposals = propose(found, request, OTHERS, estimate)
+    proposals = list(propose(found, request, OTHERS, estimate))
     assert [one.change for one in proposals] == ["mosaic=0 mixup=0 cutmix=0", "imgsz=1184", "model=yolov5lu.yaml"]
     for one in proposals:
         assert one.num_bytes == estimate(one.workload).num_bytes <= request.usable_bytes
@@ -237,7 +238,7 @@ def test_what_would_fit_is_proposed_with_its_peak_and_not_taken() -> None:
 
 def test_a_proposal_that_would_not_fit_either_is_not_made() -> None:
     request, estimate = asked(1_050), Affine()
-    proposals = propose(too_large(request, estimate), request, OTHERS, estimate)
+    proposals = list(propose(too_large(request, estimate), request, OTHERS, estimate))
     assert [one.change for one in proposals] == ["model=yolov5lu.yaml"]
 
 
