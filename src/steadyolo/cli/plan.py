@@ -54,13 +54,15 @@ def plan(
 
 def make_plan(arguments: dict[str, Any], ours: dict[str, str]) -> tuple[MemoryPlan, int | None, str]:
     """The plan, the number of training images where it is known, and the kind of device."""
-    from steadyolo.adapters.ultralytics.arguments import check_memory, check_request
+    from steadyolo.adapters.ultralytics.arguments import batch_asked, check_memory, check_request
     from steadyolo.adapters.ultralytics.memory_planning import num_recomputable, plan_memory
     from steadyolo.adapters.ultralytics.request import training_asked_for
 
     spec = make_spec(arguments, ours)
     check_request(arguments)
     check_memory(arguments, spec)
+    if batch_asked(arguments) is None:
+        arguments = {**arguments, "batch": -1}  # as Ultralytics writes `auto`
     training = training_asked_for(arguments, spec)
     layers = num_recomputable(training.model, training.task, training.num_classes)
     made = plan_memory(training, spec, is_here=False, num_layers=layers)

@@ -21,7 +21,7 @@ Estimate = Callable[[Workload], MemoryEstimate]
 
 RESERVE_SHARE = 0.05  # of a budget stays free, for what a prediction misses
 _SURELY = 1.005  # a straight line that is this far above a limit is believed
-_LASTING: tuple[Kind, ...] = ("weights", "gradients", "optimizer", "ema", "context", "overhead")
+_LASTING: tuple[Kind, ...] = ("weights", "gradients", "optimizer", "ema", "context")
 _FEW_IMAGES = 4  # below this, BatchNorm's statistics are poor, and recomputing costs less than they do
 
 
@@ -94,19 +94,15 @@ def choose(asked: Asked, estimate: Estimate) -> Choice | TooLarge:
     images.
     """
     measured = Measured(estimate)
-    closest: Workload | None = None
-    for rung in _ladder(asked):
-        if closest is None:
-            measured(rung[0])  # what is needed where nothing is given up, validation included
+    rungs = list(_ladder(asked))
+    lasting_bytes = _lasting(measured(rungs[0][0]).training)
+    for rung in rungs if lasting_bytes <= asked.usable_bytes else ():
         is_of_layers = rung[0].fit.num_recomputed < rung[-1].fit.num_recomputed
         place = None if is_of_layers else _images_left_out
         found = _first_that_fits(rung, asked.usable_bytes, measured.training, place=place)
         if found is not None:
             return _completed(found, asked, measured)
-        closest = rung[-1]
-    if closest is None:
-        raise ValueError("a ladder has rungs")
-    return _too_large(closest, asked, measured, "training")
+    return _too_large(rungs[-1][-1], asked, measured, "training")
 
 
 def largest_batch(
@@ -152,7 +148,10 @@ class _Counted(Sequence[Workload]):
 
 
 def _ladder(asked: Asked) -> Iterator[list[Workload]]:
-    """Rungs of workloads, each needing less memory than the one before it; a later rung gives up more."""
+    """Rungs of workloads, each needing less memory than the one before it; a later rung gives up more.
+
+    A rung begins with the last workload of the one before: it is known not to fit.
+    """
     whole = asked.workload.fit.num_images
     sizes = [asked.num_pinned_images] if asked.num_pinned_images else part_sizes(whole)
     most = asked.num_layers
@@ -168,9 +167,9 @@ def _ladder(asked: Asked) -> Iterator[list[Workload]]:
 
         yield [at(size, pinned or 0) for size in good]
         if pinned is None and most:
-            yield [at(good[-1], layers) for layers in range(1, most + 1)]
+            yield [at(good[-1], layers) for layers in range(most + 1)]
         if few:
-            yield [at(size, most if pinned is None else pinned) for size in few]
+            yield [at(size, most if pinned is None else pinned) for size in (good[-1], *few)]
 
 
 def part_sizes(num_images: int) -> list[int]:
@@ -213,6 +212,11 @@ def _first_that_fits(
     return rung[high]
 
 
+def _lasting(peak: Peak) -> int:
+    """What is held however few and small the images are."""
+    return sum(peak.by_kind.get(kind, 0) for kind in _LASTING)
+
+
 def _first_at(rung: Sequence[Workload], wanted: float, place: Callable[[Workload], float]) -> int:
     """The first index whose place is at least `wanted`."""
     return bisect.bisect_left(rung, wanted, key=place)
@@ -233,7 +237,7 @@ def _completed(found: Workload, asked: Asked, measured: Measured) -> Choice | To
 
 def _halved(num_images: int, peak: Peak, limit_bytes: int) -> int:
     """Half of `num_images` as often as a peak that grows with them says."""
-    held = sum(peak.by_kind.get(kind, 0) for kind in _LASTING)
+    held = _lasting(peak)
     moving = max(1, peak.num_bytes - held)
     fewer = -(-num_images // 2)
     while fewer > 1 and held + moving * fewer / num_images > limit_bytes:
@@ -294,12 +298,12 @@ def _too_large(closest: Workload, asked: Asked, measured: Measured, what: str) -
     least = replace(closest, val_batch=min(closest.val_batch, 1))
     estimate = measured(least)
     needed = max(estimate.training.num_bytes, estimate.validation.num_bytes)
-    held = sum(estimate.training.by_kind.get(kind, 0) for kind in ("weights", "gradients", "optimizer", "ema"))
-    budget = size_text(asked.budget_bytes)
-    if held > asked.usable_bytes:
-        why = f"{budget} is less than weights, gradients, optimizer and EMA alone take, {size_text(held)}"
+    lasting, budget = _lasting(estimate.training), size_text(asked.budget_bytes)
+    if lasting > asked.usable_bytes:
+        why = f"weights and what lasts beside them take {size_text(lasting)} already, and {budget} may be used"
     else:
-        why = f"{what} needs {size_text(needed)} at least, and {budget} may be used"
+        spared = f"{budget}, less the {RESERVE_SHARE:.0%} that stay free, may be used"
+        why = f"{what} needs {size_text(needed)} at least, and {spared}"
     return TooLarge(closest=least, estimate=estimate, why=why)
 
 
@@ -328,11 +332,13 @@ class Proposal:
 def propose(too_large: TooLarge, asked: Asked, others: Alternatives, estimate: Estimate) -> Iterator[Proposal]:
     """What would fit in the same memory, changing one thing each; least change first."""
     base, measured = too_large.closest, Measured(estimate)
-    if others.num_boxes_unmixed is not None:
+    has_space = _lasting(too_large.estimate.training) <= asked.usable_bytes
+    if has_space and others.num_boxes_unmixed is not None:
         lighter = replace(base, most_boxes=others.num_boxes_unmixed)
         few = f"at most {others.num_boxes_unmixed} boxes in a picture instead of {base.most_boxes}"
         yield from _proposed("mosaic=0 mixup=0 cutmix=0", few, lighter, asked, measured)
-    sizes = [base, *(replace(base, imgsz=side) for side in others.sizes_px if side < base.imgsz)]
+    sides = [side for side in others.sizes_px if side < base.imgsz and has_space]
+    sizes = [base, *(replace(base, imgsz=side) for side in sides)]
     smaller = _first_that_fits(sizes, asked.usable_bytes, measured.whole, place=lambda one: -(one.imgsz**2))
     yield from _proposed("imgsz={0.imgsz}", "small objects are seen with fewer pixels", smaller, asked, measured)
     models = [base, *(replace(base, model=model) for model in others.models)]

@@ -249,6 +249,10 @@ def test_the_budget_that_a_refusal_names_is_enough() -> None:
     assert isinstance(choose(replace(request, budget_bytes=int(named * 2**30)), estimate), Choice)
 
 
-def test_a_budget_below_the_weights_is_told_as_such() -> None:
-    found = too_large(asked(100), Affine())
-    assert "less than weights, gradients, optimizer and EMA alone take, 1000.0 MiB" in found.why
+def test_a_budget_below_the_weights_is_told_as_such_and_costs_few_estimates() -> None:
+    request, estimate = asked(600), Affine()
+    found = too_large(request, estimate)
+    assert "take 1000.0 MiB already" in found.why
+    proposals = list(propose(found, request, OTHERS, estimate))
+    assert [one.change for one in proposals] == ["model=yolov5mu.yaml"], "smaller images would not help"
+    assert len(estimate.asked) <= 5
