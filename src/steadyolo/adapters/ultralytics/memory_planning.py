@@ -18,7 +18,6 @@ from ultralytics.nn.tasks import yaml_model_load
 
 from steadyolo.adapters.memory.gpu import gpu_memory
 from steadyolo.adapters.memory.host import host_memory
-from steadyolo.adapters.ultralytics.estimate import estimate
 from steadyolo.adapters.ultralytics.stand_ins import build_model
 from steadyolo.adapters.ultralytics.workarounds import quiet_upstream
 from steadyolo.errors import UserError
@@ -96,19 +95,19 @@ class Training:
         )
 
 
-def plan_memory(
-    training: Training, spec: RunSpec, *, is_here: bool, num_layers: int, weigh: Estimate = estimate
-) -> MemoryPlan:
+def plan_memory(training: Training, spec: RunSpec, *, is_here: bool, num_layers: int) -> MemoryPlan:
     """The plan of a training whose model has `num_layers` that can be computed again.
 
     `is_here`: it will run on this machine, so that a budget cannot be more than the device has free. Draws nothing from
     generators. Raises: UserError for a model that does not build, and where nothing that keeps what was asked fits; the
     error proposes what would.
     """
+    # Tracing imports torch's compiler, which takes longer than all else: not in runs that plan nothing.
+    from steadyolo.adapters.ultralytics.estimate import estimate
+
     wanted = is_here or not isinstance(spec.memory_budget, ByteBudget)
     room = room_for(spec.memory_budget, device_memory(training.device) if wanted else None)
-    if training.device_kind == "cpu":
-        weigh = _of_the_process(training, weigh)
+    weigh = _of_the_process(training, estimate) if training.device_kind == "cpu" else estimate
     with unchanged_randomness():
         return _planned(training, spec, room, num_layers, weigh)
 
