@@ -73,7 +73,6 @@ from steadyolo.state.host_memory import keep_freed_memory
 from steadyolo.state.run_state import Ledger, RunState
 from steadyolo.train.host_copy import HostCopies
 from steadyolo.train.precision import Precision, choose_precision
-from steadyolo.train.recompute import Recompute
 from steadyolo.train.signals import EXIT_INTERRUPTED, StopRequest, exit_at_once
 from steadyolo.train.supervisor import supervise
 from steadyolo.vault.checkpoints import Checkpoints, Committed
@@ -683,7 +682,7 @@ class SteadyTrainer(BaseTrainer):  # type: ignore[misc]  # upstream is untyped
         smallest = self.args.imgsz * (1 - float(self.args.multi_scale))
         return Fitting(
             FitSchedule.from_list(plan["fits"]),
-            recompute=Recompute(self.bare_model),
+            recompute=None,
             overlap_masks=bool(self.args.overlap_mask),
             num_least=1 if smallest >= 2 * self.stride else 2,  # else the last layers see one pixel of an image
             keep=lambda schedule: self._keep_fits("fits", schedule, plan),
