@@ -20,7 +20,6 @@ from steadyolo.spec.size import size_text
 Estimate = Callable[[Workload], MemoryEstimate]
 
 RESERVE_SHARE = 0.05  # of a budget stays free, for what a prediction misses
-_SURELY = 1.005  # a straight line that is this far above a limit is believed
 _LASTING: tuple[Kind, ...] = ("weights", "gradients", "optimizer", "ema", "context")
 _FEW_IMAGES = 4  # below this, BatchNorm's statistics are poor, and recomputing costs less than they do
 
@@ -191,35 +190,31 @@ def _first_that_fits(
 ) -> Workload | None:
     """The first workload of a rung that needs at most `limit_bytes`; None where even the last needs more.
 
-    With `place`, in which memory is nearly affine, a straight line between one that fits and one that does not says
-    which to try, and when to stop.
+    With `place`, in which memory is nearly affine, a straight line says which to try.
     """
     if need(rung[0]) <= limit_bytes:
         return rung[0]
     if len(rung) == 1 or need(rung[-1]) > limit_bytes:
         return None
     low, high = 0, len(rung) - 1  # `low` does not fit, `high` does
+    tried = [low, high]
     while high - low > 1:
         middle = (low + high) // 2
         if place is not None:
-            above, below = need(rung[low]), need(rung[high])
-            slope = (below - above) / (place(rung[high]) - place(rung[low]))
-            if below + slope * (place(rung[high - 1]) - place(rung[high])) > limit_bytes * _SURELY:
-                break
-            wanted = place(rung[high]) + (limit_bytes - below) / slope
-            middle = min(max(_first_at(rung, wanted, place), low + 1), high - 1)
+            # Of all that were tried, the two closest to the limit: what is far away lies on another line.
+            one, other = sorted(tried, key=lambda at: abs(need(rung[at]) - limit_bytes))[:2]
+            slope = (need(rung[other]) - need(rung[one])) / (place(rung[other]) - place(rung[one]))
+            if slope < 0:
+                wanted = place(rung[one]) + (limit_bytes - need(rung[one])) / slope
+                middle = min(max(bisect.bisect_left(rung, wanted, key=place), low + 1), high - 1)
         low, high = (low, middle) if need(rung[middle]) <= limit_bytes else (middle, high)
+        tried.append(middle)
     return rung[high]
 
 
 def _lasting(peak: Peak) -> int:
     """What is held however few and small the images are."""
     return sum(peak.by_kind.get(kind, 0) for kind in _LASTING)
-
-
-def _first_at(rung: Sequence[Workload], wanted: float, place: Callable[[Workload], float]) -> int:
-    """The first index whose place is at least `wanted`."""
-    return bisect.bisect_left(rung, wanted, key=place)
 
 
 def _completed(found: Workload, asked: Asked, measured: Measured) -> Choice | TooLarge:
