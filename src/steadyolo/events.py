@@ -79,6 +79,55 @@ class EpochClosed(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryPlanned(Event):
+    """What was decided about the run's memory, told in `lines`; `predicted_bytes` None where nothing was predicted.
+
+    Predicted is what `MemoryMeasured` measures: of the process on a CPU, of torch's allocator on an accelerator.
+    """
+
+    kind: ClassVar[str] = "memory_planned"
+    lines: tuple[str, ...]
+    predicted_bytes: int | None
+    budget_bytes: int | None
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryMeasured(Event):
+    """Memory at the close of an epoch: what this process and its loader workers hold of the host, and of an accelerator
+    what tensors hold, the most that torch reserved in the epoch, and what all processes use of the total.
+    """
+
+    kind: ClassVar[str] = "memory_measured"
+    epoch: int
+    process_bytes: int
+    process_peak_bytes: int  # since the process began
+    workers_bytes: int
+    host_limit_bytes: int
+    allocated_bytes: int | None = None
+    reserved_peak_bytes: int | None = None
+    device_used_bytes: int | None = None
+    device_total_bytes: int | None = None
+
+    @property
+    def peak_bytes(self) -> int:
+        """The peak that a prediction is compared with."""
+        return self.process_peak_bytes if self.reserved_peak_bytes is None else self.reserved_peak_bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryGrowing(Event):
+    """`what` grows by `step_bytes` an epoch; at this pace `limit_bytes` are reached in `epochs_left` epochs."""
+
+    kind: ClassVar[str] = "memory_growing"
+    what: str
+    held_bytes: int
+    step_bytes: int
+    limit_bytes: int
+    epochs_left: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SaveCommitted(Event):
     """A checkpoint is whole and durable. Writing took `seconds`; the loop stood still for `stall_seconds` of them."""
 

@@ -64,7 +64,7 @@ def test_commands_in_documents_exist(path: Path) -> None:
 def test_arguments_in_documents_are_accepted(path: Path) -> None:
     for line in shell_lines(path):
         program, *words = line.split()
-        if program == "steadyolo" and words[0] in ("train", "resume"):
+        if program == "steadyolo" and words[0] in ("train", "plan", "resume"):
             pairs = [word for word in words[1:] if "=" in word]
             known = ultralytics_names() | ({"allow"} if words[0] == "resume" else set())
             parse_pairs(pairs, known)

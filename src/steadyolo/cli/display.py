@@ -29,6 +29,9 @@ from steadyolo.events import (
     Event,
     EventLog,
     ImagesSkipped,
+    MemoryGrowing,
+    MemoryMeasured,
+    MemoryPlanned,
     NonFinite,
     OutOfMemory,
     PreemptionNotice,
@@ -97,8 +100,11 @@ class Display:
         """Show `event`. Only epochs and warnings print; everything else waits for the next refresh."""
         self.tally.observe(event)
         match event:
-            case StepDone() | SaveCommitted() | CopyVerified():
+            case StepDone() | SaveCommitted() | CopyVerified() | MemoryMeasured():
                 pass
+            case MemoryPlanned():
+                for line in event.lines:
+                    self.message(line)
             case RunStarted():
                 self.message(headline(event), style="bold")
             case Resumed():
@@ -226,12 +232,23 @@ def warning_text(event: Event) -> str | None:
             return f"{event.count} images are left out{listed}" + (f"\n  and {rest} more" if listed and rest else "")
         case SignalReceived():
             return f"{event.signal} received: saving, then stopping"
+        case NonFinite() | OutOfMemory() | BatchSkipped():
+            return _fault_warning(event)
+    return _machine_warning(event) or _copy_warning(event)
+
+
+def _machine_warning(event: Event) -> str | None:
+    match event:
+        case MemoryGrowing():
+            return (
+                f"memory of {event.what} grows by {size_text(event.step_bytes)} an epoch and holds "
+                f"{size_text(event.held_bytes)}: at this pace the limit of {size_text(event.limit_bytes)} is reached "
+                f"in {event.epochs_left} epochs"
+            )
         case PreemptionNotice():
             when = "" if event.seconds_left is None else f" in {event.seconds_left:.0f} s"
             return f"{event.provider} announces {event.action}{when}"
-        case NonFinite() | OutOfMemory() | BatchSkipped():
-            return _fault_warning(event)
-    return _copy_warning(event)
+    return None
 
 
 def _fault_warning(event: NonFinite | OutOfMemory | BatchSkipped) -> str:
@@ -271,6 +288,8 @@ def summary_rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
         rows[-1] = ("time", f"{age_text(summary['seconds'])}, training {age_text(summary['training_seconds'])} in all")
     if summary["images_per_second"] is not None:
         rows.append(("speed", f"{summary['images_per_second']:.1f} images/s (median)"))
+    if memory := peak_text(summary["memory_peak_bytes"], summary["memory_predicted_bytes"]):
+        rows.append(("memory", memory))
     if summary["best_fitness"] is not None:
         rows.append(("best", f"fitness {summary['best_fitness']:.4f} at epoch {summary['best_epoch']}"))
     failed = f", {summary['saves_failed']} failed" if summary["saves_failed"] else ""
@@ -281,6 +300,15 @@ def summary_rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
         rows.append(("left out", f"{summary['skipped_images']} images, {summary['skipped_batches']} batches"))
     rows += [(f"{name} weights", path) for name, path in summary["weights"].items()]
     return [*rows, ("run", summary["run"])]
+
+
+def peak_text(peak_bytes: int | None, predicted_bytes: int | None) -> str:
+    """The measured peak beside the predicted one; empty where neither is known."""
+    measured = f"peak {size_text(peak_bytes)}" if peak_bytes else ""
+    predicted = f"predicted {size_text(predicted_bytes)}" if predicted_bytes else ""
+    if peak_bytes and predicted_bytes:
+        predicted += f" ({predicted_bytes / peak_bytes - 1:+.0%})"
+    return ", ".join(part for part in (measured, predicted) if part)
 
 
 def memory_text(device: str) -> str:

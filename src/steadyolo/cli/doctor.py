@@ -25,6 +25,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from steadyolo.adapters.memory.host import group_folders
 from steadyolo.spec.size import size_text
 
 GIB = 2**30
@@ -323,10 +324,9 @@ def file_system(folder: Path, mountinfo: Path = Path("/proc/self/mountinfo")) ->
 
 def cgroup_limits(root: Path = Path("/")) -> Limits:
     """The tightest limits of this process's control group and those above it; version 2 and version 1."""
-    base = root / "sys/fs/cgroup"
     quotas: list[float] = []
     memories: list[int] = []
-    for group in _cgroup_folders(root / "proc/self/cgroup", base):
+    for group in group_folders(root):
         quota = _words(group / "cpu.max") or [
             *_words(group / "cpu.cfs_quota_us"),
             *_words(group / "cpu.cfs_period_us"),
@@ -337,21 +337,6 @@ def cgroup_limits(root: Path = Path("/")) -> Limits:
             if word.isdecimal() and int(word) < 2**60:  # version 1 says "none" with a number near 2^63
                 memories.append(int(word))
     return Limits(min(quotas, default=None), min(memories, default=None))
-
-
-def _cgroup_folders(listing: Path, base: Path) -> list[Path]:
-    """The folders of this process's groups and of the groups above them, as seen from here."""
-    try:
-        lines = listing.read_text().splitlines()
-    except OSError:
-        return []
-    folders = []
-    for line in lines:
-        _, controllers, name = line.split(":", 2)
-        hierarchy = base / controllers if controllers else base
-        group = Path(name.lstrip("/"))
-        folders += [hierarchy / group, *(hierarchy / above for above in group.parents)]
-    return [folder for folder in dict.fromkeys(folders) if folder.is_dir()]
 
 
 def _words(path: Path) -> list[str]:

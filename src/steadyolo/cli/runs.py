@@ -21,12 +21,15 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from steadyolo.cli.display import peak_text
 from steadyolo.cli.units import age_text
 from steadyolo.errors import DataLoss, UserError
 from steadyolo.events import (
     CopyVerified,
     EpochClosed,
     Event,
+    MemoryMeasured,
+    MemoryPlanned,
     Resumed,
     RunFinished,
     RunStarted,
@@ -101,6 +104,7 @@ def show_run(
         checkpoints=checkpoints,
         events=last_events(run),
         results=last_results(run),
+        memory=read_memory(run),
     )
     if as_json:
         typer.echo(json.dumps(asdict(details)))
@@ -156,6 +160,7 @@ class Details:
     checkpoints: list[Checkpoint]
     events: list[dict[str, Any]]
     results: list[dict[str, str]]
+    memory: dict[str, int | None]  # predicted_bytes and peak_bytes; None where neither is known
 
 
 @dataclass(kw_only=True)
@@ -285,6 +290,17 @@ def last_events(run: Path) -> list[dict[str, Any]]:
     return list(deque(read_events(run / "steadyolo" / "events.jsonl", kinds), maxlen=NUM_EVENTS_SHOWN))
 
 
+def read_memory(run: Path) -> dict[str, int | None]:
+    """What the run's memory was predicted to be, and the most that was measured, over all its processes."""
+    predicted, peak = None, 0
+    for event in read_events(run / "steadyolo" / "events.jsonl", {MemoryPlanned.kind, MemoryMeasured.kind}):
+        if event["kind"] == MemoryPlanned.kind:
+            predicted = event.get("predicted_bytes") or predicted
+        else:
+            peak = max(peak, event.get("reserved_peak_bytes") or event.get("process_peak_bytes") or 0)
+    return {"predicted_bytes": predicted, "peak_bytes": peak or None}
+
+
 def last_results(run: Path) -> list[dict[str, str]]:
     """The last rows of `results.csv`, as written."""
     try:
@@ -381,6 +397,8 @@ def _print_details(console: Console, details: Details) -> None:
     grid.add_row("state", Text(one.state, style=STATE_STYLES[one.state]))
     for name, text in _overview_texts(one).items():
         grid.add_row(name, text)
+    if memory := peak_text(details.memory["peak_bytes"], details.memory["predicted_bytes"]):
+        grid.add_row("memory", memory)
     for name, value in {**details.spec.get("arguments", {}), **details.spec.get("ours", {})}.items():
         grid.add_row(Text(name, style="dim"), Text(str(value)))
     console.print(Text(one.path, style="bold"), grid, sep="\n")

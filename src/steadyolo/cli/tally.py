@@ -17,6 +17,8 @@ from steadyolo.events import (
     EpochClosed,
     Event,
     ImagesSkipped,
+    MemoryMeasured,
+    MemoryPlanned,
     Resumed,
     RunFinished,
     RunStarted,
@@ -49,6 +51,8 @@ class Tally:
     stopped: RunStopped | None = None
     finished: RunFinished | None = None
 
+    planned: MemoryPlanned | None = None
+    memory_peak_bytes: int = 0  # 0: not measured yet
     best_fitness: float | None = None
     best_epoch: int = 0
     num_epochs_closed: int = 0
@@ -98,6 +102,10 @@ class Tally:
                 self.best_fitness, self.best_epoch = event.best_fitness, event.best_epoch
             case RunStopped():
                 self.stopped = event
+            case MemoryPlanned():
+                self.planned = event
+            case MemoryMeasured():
+                self.memory_peak_bytes = max(self.memory_peak_bytes, event.peak_bytes)
             case CopyVerified():
                 newest, _ = self.copied.get(event.tier, ("", 0.0))
                 self.copied[event.tier] = (max(newest, event.name), self.monotonic())
@@ -190,6 +198,8 @@ class Tally:
             "seconds": round(self.monotonic() - self.began_at, 3),  # of this process
             "training_seconds": self.finished.seconds if self.finished else None,  # over all attempts
             "images_per_second": statistics.median(self.rates) if self.rates else None,
+            "memory_peak_bytes": self.memory_peak_bytes or None,
+            "memory_predicted_bytes": self.planned.predicted_bytes if self.planned else None,
             "best_fitness": self.best_fitness,
             "best_epoch": self.best_epoch or None,
             "saves": self.num_saves,

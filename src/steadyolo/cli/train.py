@@ -30,7 +30,7 @@ def train(
         )
     if arguments.get("resume"):
         raise UserError("resume=... is not how a run goes on", remedy="use `steadyolo resume RUN`")
-    arguments = {**arguments, "task": arguments.get("task") or _task_of(arguments), "mode": "train"}
+    arguments = {**arguments, "task": arguments.get("task") or task_of(arguments), "mode": "train"}
     start(arguments, ours)
 
 
@@ -41,13 +41,13 @@ def start(arguments: dict[str, Any], ours: dict[str, str]) -> None:
     wired_trainer()(overrides={**arguments, **ours}).train()
 
 
-def _task_of(arguments: dict[str, Any]) -> str:
+def task_of(arguments: dict[str, Any]) -> str:
     """The task of the asked model: from its name, or from what a checkpoint says of itself."""
-    from steadyolo.adapters.ultralytics.weights import task_of
+    from steadyolo.adapters.ultralytics.weights import task_of as task_in
 
     model = str(arguments.get("model") or "")
     by_name = next((task for suffix, task in _TASK_SUFFIXES.items() if suffix in model), None)
-    return by_name or task_of(model) or "detect"
+    return by_name or task_in(model) or "detect"
 
 
 def settings_help() -> str:

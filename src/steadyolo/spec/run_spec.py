@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from steadyolo.errors import UserError
+from steadyolo.spec.budget import Budget, parse_budget
 from steadyolo.spec.cadence import Auto, SaveCadence, parse_cadence, parse_duration_s
 from steadyolo.spec.location import Location, parse_location
 from steadyolo.spec.size import parse_bytes
 
 TIERS = ("disk", "store", "replica")  # the places beyond the run folder, fastest first
+ALL_LAYERS = 1_000_000  # more than any network has: as many as there are
 _LONGEST_WITH_TIERS_S = 40.0  # with the time that a copy takes, a lost machine loses less than a minute
 
 
@@ -33,7 +35,10 @@ class RunSpec:
     mtbf_s: float = 3600.0
     save_budget_share: float = 0.01
     compute: str = "auto"
-    num_micro_batch_images: int | None = None  # None: the whole batch, or a rank's share of it, at once
+    num_micro_batch_images: int | None = None  # None: as many as fit
+    num_recomputed_layers: int | None = None  # None: as few as fit
+    num_boxes: int | None = None  # None: as the labels have them
+    memory_budget: Budget | None = None  # None: what is free
     num_ranks: int | None = None  # None: one for each device that is named
     num_threads: int | None = None  # None: one for each core
     bad_labels: str = "refuse"
@@ -114,6 +119,27 @@ def _bytes(name: str, text: str) -> int:
         raise UserError(f"{name}: {error.message}", remedy=error.remedy) from None
 
 
+def _budget(name: str, text: str) -> Budget:
+    try:
+        return parse_budget(text)
+    except UserError as error:
+        raise UserError(f"{name}: {error.message}", remedy=error.remedy) from None
+
+
+def _whole_or(least: int, **words: int | None) -> Callable[[str, str], int | None]:
+    """A whole number, or one of `words`, each with what it stands for."""
+
+    def parse(name: str, text: str) -> int | None:
+        if text.lower() in words:
+            return words[text.lower()]
+        try:
+            return _whole(least)(name, text)
+        except UserError as error:
+            raise UserError(error.message, remedy=f"{error.remedy}, or {' or '.join(words)}") from None
+
+    return parse
+
+
 def _bytes_s(name: str, text: str) -> float:
     return float(_bytes(name, text.removesuffix("/s")))
 
@@ -184,7 +210,16 @@ OURS: dict[str, Setting] = {
     "cpu.threads": Setting(
         "num_threads", _whole(1), "threads that compute on a CPU; one for each core unless given", False
     ),
-    "memory.micro_batch": Setting("num_micro_batch_images", _whole(1), "images in one forward/backward", False),
+    "memory.budget": Setting("memory_budget", _budget, "most memory of the device that is used: 24GiB | 80%"),
+    "memory.micro_batch": Setting(
+        "num_micro_batch_images", _whole_or(1, auto=None), "auto | images in one forward/backward", may_change=False
+    ),
+    "memory.recompute": Setting(
+        "num_recomputed_layers",
+        _whole_or(0, auto=None, off=0, all=ALL_LAYERS),
+        "auto | off | all | N: layers that are computed again in the backward pass instead of being kept",
+    ),
+    "memory.boxes": Setting("num_boxes", _whole(1), "most boxes in one training picture, where labels do not tell"),
     "launch.ranks": Setting("num_ranks", _whole(1), "processes that train together on a CPU"),
     "data.bad_labels": Setting("bad_labels", _one_of("refuse", "skip"), "refuse | skip images with bad labels", False),
     "data.cache": Setting("dataset_cache", lambda _, text: Path(text).expanduser(), "folder for data sets from stores"),

@@ -22,6 +22,9 @@ from steadyolo.events import (
     Event,
     EventLog,
     ImagesSkipped,
+    MemoryGrowing,
+    MemoryMeasured,
+    MemoryPlanned,
     NonFinite,
     OutOfMemory,
     Resumed,
@@ -83,6 +86,25 @@ def test_a_log_file_gets_one_line_per_epoch() -> None:
     assert "finished" in lines
     assert "  best: fitness 0.4000 at epoch 1" in lines
     assert "  saves: 2, training stood still 0.02 s for them" in lines
+
+
+def test_the_plan_comes_first_and_memory_that_grows_is_warned_of() -> None:
+    planned = MemoryPlanned(
+        lines=("memory: 3.0 GiB predicted", "batch 16 in passes of 8"),
+        predicted_bytes=3 * 2**30, budget_bytes=4 * 2**30, seconds=2.0,
+    )  # fmt: skip
+    growing = MemoryGrowing(
+        what="cuda:0", held_bytes=2**30, step_bytes=2**20, limit_bytes=2**31, epochs_left=7
+    )  # fmt: skip
+    measured = MemoryMeasured(
+        epoch=1, process_bytes=2**30, process_peak_bytes=2 * 2**30, workers_bytes=0, host_limit_bytes=2**40
+    )
+    lines = shown(iter([planned, *list(the_story())[:-2], measured, growing, *list(the_story())[-2:]])).splitlines()
+    assert lines[:2] == list(planned.lines)
+    assert lines[2].startswith("detect · yolov8n.pt")
+    (warning,) = (line for line in lines if line.startswith("warning: memory of cuda:0"))
+    assert "grows by 1.0 MiB an epoch" in warning and "reached in 7 epochs" in warning
+    assert "  memory: peak 2.0 GiB, predicted 3.0 GiB (+50%)" in lines
 
 
 def test_an_interrupted_run_says_how_to_go_on() -> None:

@@ -11,6 +11,8 @@ from steadyolo.events import (
     BatchSkipped,
     EpochClosed,
     ImagesSkipped,
+    MemoryMeasured,
+    MemoryPlanned,
     Resumed,
     RunFinished,
     RunStarted,
@@ -138,6 +140,8 @@ def test_the_summary_adds_up(tmp_path: Path) -> None:
         "seconds": 60.0,
         "training_seconds": None,
         "images_per_second": 32.0,
+        "memory_peak_bytes": None,
+        "memory_predicted_bytes": None,
         "best_fitness": 0.6,
         "best_epoch": 1,
         "saves": 2,
@@ -163,3 +167,20 @@ def test_the_best_of_earlier_attempts_is_known_after_a_resume() -> None:
     tally = tally_of(Resumed(name="s", step=4, epoch=3, batch=0, best_fitness=0.8, best_epoch=2))
     tally.observe(closed(4, fitness=0.5, is_best=False))
     assert (tally.best_fitness, tally.best_epoch) == (0.8, 2)
+
+
+def test_memory_is_the_highest_peak_beside_what_was_predicted(tmp_path: Path) -> None:
+    planned = MemoryPlanned(lines=("fits",), predicted_bytes=900, budget_bytes=1000, seconds=1.0)
+    measured = [
+        MemoryMeasured(epoch=i, process_bytes=1, process_peak_bytes=peak, workers_bytes=0, host_limit_bytes=9)
+        for i, peak in enumerate((700, 800, 750))
+    ]
+    summary = tally_of(STARTED, planned, *measured).summary(tmp_path)
+    assert (summary["memory_peak_bytes"], summary["memory_predicted_bytes"]) == (800, 900)
+
+
+def test_on_an_accelerator_the_peak_is_what_torch_reserved(tmp_path: Path) -> None:
+    measured = MemoryMeasured(
+        epoch=1, process_bytes=1, process_peak_bytes=5, workers_bytes=0, host_limit_bytes=9, reserved_peak_bytes=77
+    )
+    assert tally_of(STARTED, measured).summary(tmp_path)["memory_peak_bytes"] == 77

@@ -9,9 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from steadyolo.errors import UserError
+from steadyolo.spec.budget import ByteBudget, ShareBudget
 from steadyolo.spec.cadence import Auto, EverySeconds, EverySteps
 from steadyolo.spec.location import Location
-from steadyolo.spec.run_spec import OURS, RunSpec, literal, make_spec, parse_pairs
+from steadyolo.spec.run_spec import ALL_LAYERS, OURS, RunSpec, literal, make_spec, parse_pairs
 
 KNOWN = ("epochs", "batch", "data", "model", "imgsz", "close_mosaic", "amp", "hsv_h", "device", "name")
 
@@ -87,6 +88,14 @@ def test_the_same_word_twice_is_no_contradiction() -> None:
         ("save.budget_share", "0.05", "save_budget_share", 0.05),
         ("precision.compute", "BF16", "compute", "bf16"),
         ("memory.micro_batch", "4", "num_micro_batch_images", 4),
+        ("memory.micro_batch", "auto", "num_micro_batch_images", None),
+        ("memory.budget", "24GiB", "memory_budget", ByteBudget(24 * 2**30)),
+        ("memory.budget", "80%", "memory_budget", ShareBudget(0.8)),
+        ("memory.recompute", "auto", "num_recomputed_layers", None),
+        ("memory.recompute", "off", "num_recomputed_layers", 0),
+        ("memory.recompute", "ALL", "num_recomputed_layers", ALL_LAYERS),
+        ("memory.recompute", "7", "num_recomputed_layers", 7),
+        ("memory.boxes", "300", "num_boxes", 300),
         ("cpu.threads", "2", "num_threads", 2),
         ("data.bad_labels", "skip", "bad_labels", "skip"),
         ("data.cache", "/mnt/cache", "dataset_cache", Path("/mnt/cache")),

@@ -9,7 +9,7 @@ from ultralytics.cfg import DEFAULT_CFG_DICT, get_cfg
 from ultralytics.utils.torch_utils import parse_device, select_device
 
 from steadyolo.errors import UserError
-from steadyolo.spec.run_spec import unknown_argument
+from steadyolo.spec.run_spec import RunSpec, unknown_argument
 
 # What leaves the stream of samples and the mathematics of a step as they were.
 MAY_CHANGE = frozenset(
@@ -36,18 +36,44 @@ def known_arguments() -> tuple[str, ...]:
     return (*DEFAULT_CFG_DICT, "augmentations", "save_dir")
 
 
+def batch_asked(arguments: Mapping[str, Any]) -> int | None:
+    """Images in a batch; None for the largest batch that fits. Raises: UserError for anything else."""
+    batch = arguments.get("batch", DEFAULT_CFG_DICT["batch"])
+    if str(batch).lower() in {"auto", "-1"}:  # Ultralytics' -1 is an alias
+        return None
+    if isinstance(batch, float) and 0 < batch < 1:
+        raise UserError(
+            f"batch={batch} leaves the number of images open", remedy=f"use batch=auto memory.budget={batch:.0%}"
+        )
+    if isinstance(batch, bool) or not isinstance(batch, int | float) or batch < 1 or batch != int(batch):
+        raise UserError(
+            f"batch={batch} is no number of images", remedy="give a whole number of images, such as batch=16, or auto"
+        )
+    return int(batch)
+
+
 def check_arguments(arguments: Mapping[str, Any]) -> None:
     """Raise `UserError` for an unknown, mistyped or contradictory argument, before anything starts."""
+    check_request(arguments)
+    if arguments.get("data") is None:
+        raise UserError("no data is given", remedy="add data=PATH to a data yaml (a folder for classification)")
+    _refuse_absent_devices(arguments)
+
+
+def check_request(arguments: Mapping[str, Any]) -> None:
+    """As `check_arguments`, for a training that is only planned: without data, and on a device that is not here."""
     for name in arguments:
         if name not in known_arguments():
             raise unknown_argument(name, known_arguments())
     values = dict(arguments)
     if values.get("model") is None:
         raise UserError("no model is given", remedy="add model=yolo11n.pt, or a model yaml to train from scratch")
-    if values.get("data") is None:
-        raise UserError("no data is given", remedy="add data=PATH to a data yaml (a folder for classification)")
     _refuse_contradictions(values)
-    _refuse_what_is_not_there(values)
+    batch = batch_asked(values)
+    values["batch"] = -1 if batch is None else batch
+    optimizer = str(values.get("optimizer", "auto"))
+    if optimizer.lower() not in {name.lower() for name in OPTIMIZERS}:
+        raise UserError(f"optimizer={optimizer} is unknown", remedy=f"use one of {', '.join(OPTIMIZERS)}")
     try:
         get_cfg(overrides=values)
     except (TypeError, ValueError, SyntaxError) as error:
@@ -56,10 +82,10 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
         ) from None
 
 
-def _refuse_what_is_not_there(values: Mapping[str, Any]) -> None:
-    optimizer = str(values.get("optimizer", "auto"))
-    if optimizer.lower() not in {name.lower() for name in OPTIMIZERS}:
-        raise UserError(f"optimizer={optimizer} is unknown", remedy=f"use one of {', '.join(OPTIMIZERS)}")
+def _refuse_absent_devices(values: Mapping[str, Any]) -> None:
+    device = str(values.get("device") or "")
+    if "," in device.strip("[]() ,"):
+        raise UserError(f"device={device} names several devices", remedy="name one; several are not supported yet")
     try:
         select_device(parse_device(values.get("device")), verbose=False)
     except (ValueError, AssertionError, RuntimeError) as error:
@@ -70,11 +96,6 @@ def _refuse_what_is_not_there(values: Mapping[str, Any]) -> None:
 
 
 def _refuse_contradictions(values: Mapping[str, Any]) -> None:
-    batch = values.get("batch", 16)
-    if isinstance(batch, bool) or not isinstance(batch, int | float) or batch < 1 or batch != int(batch):
-        raise UserError(
-            f"batch={batch} leaves the number of images open", remedy="give a whole number of images, such as batch=16"
-        )
     if values.get("resume"):
         raise UserError("resume=... is not how a run goes on", remedy="use `steadyolo resume RUN`")
     if values.get("save") is False:
@@ -106,3 +127,12 @@ def check_changes(arguments: Mapping[str, Any]) -> None:
                 remedy=f"resume without it, or start a new run from weights/last.pt; {', '.join(sorted(MAY_CHANGE))} "
                 "may change",
             )
+
+
+def check_memory(arguments: Mapping[str, Any], spec: RunSpec) -> None:
+    """Raise `UserError` where the arguments of memory contradict each other."""
+    if batch_asked(arguments) is None and spec.num_micro_batch_images is not None:
+        raise UserError(
+            "batch=auto and memory.micro_batch contradict each other: one is the largest batch that needs no parts",
+            remedy="give a number of images, such as batch=64, or leave memory.micro_batch out",
+        )

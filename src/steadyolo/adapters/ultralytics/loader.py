@@ -17,6 +17,12 @@ from steadyolo.train.signals import STOP_SIGNALS
 PREFETCH_BATCHES = 2  # per worker; more only takes memory, the step is longer than a batch is in the making
 
 
+def num_window_images(order: SampleOrder, num_workers: int) -> int:
+    """Decoded images that are kept, because mosaics of this order may choose them as partners."""
+    slots = order.lookback + (1 + num_workers * (PREFETCH_BATCHES + 1)) * order.batch_size
+    return min(slots, order.num_samples)
+
+
 class _Positions:
     """Batches of positions from a cursor on, over all epochs, without end; of each, what `share` takes."""
 

@@ -16,7 +16,7 @@ from ultralytics.cfg import DEFAULT_CFG, get_cfg, get_save_dir
 from ultralytics.utils import LOGGER
 
 from steadyolo.adapters.objects.opening import open_stores
-from steadyolo.adapters.ultralytics.arguments import check_arguments, check_changes
+from steadyolo.adapters.ultralytics.arguments import batch_asked, check_arguments, check_changes, check_memory
 from steadyolo.adapters.ultralytics.weights import check_weights
 from steadyolo.errors import DataLoss, SteadyError, Transient, UserError
 from steadyolo.spec.run_spec import RunSpec, make_spec
@@ -56,8 +56,11 @@ class Opened:
 
 def open_new(given: Mapping[str, Any], ours: Mapping[str, str]) -> Opened:
     """Check the request, then take a folder of its own for the run. Raises: UserError."""
-    spec = make_spec(given, ours)
     check_arguments(given)
+    if batch_asked(given) is None:
+        given = {**given, "batch": -1}  # as Ultralytics writes `auto`
+    spec = make_spec(given, ours)
+    check_memory(given, spec)
     _check_weights_of(given)
     folder = Path(get_save_dir(get_cfg(overrides=dict(given)))).absolute()
     own = folder / OURS_FOLDER

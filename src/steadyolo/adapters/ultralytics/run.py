@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from steadyolo import events
+from steadyolo.adapters.memory.watch import MemoryWatch
 from steadyolo.adapters.ultralytics.criterion import Criterion
 from steadyolo.adapters.ultralytics.fitting import Fitting
 from steadyolo.adapters.ultralytics.tensors import (
@@ -113,6 +114,7 @@ class UltralyticsRun:
             branch_of=lambda name: "one2one" if ".one2one_" in name else "main",
             ranks=self._ranks,
         )
+        self._memory = MemoryWatch(trainer.device, log.emit)
         trainer.name_losses(self._criterion.names)
         trainer.tloss = None
         trainer.loss = torch.zeros((), device=trainer.device)  # upstream's `validate` reads these before any batch has
@@ -357,6 +359,7 @@ class UltralyticsRun:
             )
         )
         self._re_estimate_epochs(closed)
+        self._memory.close_epoch(epoch + 1, num_epochs_left=trainer.epochs - closed.epochs_closed)
         self._just_closed = True
         return closed
 

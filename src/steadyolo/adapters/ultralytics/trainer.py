@@ -44,7 +44,7 @@ from steadyolo.adapters.ultralytics.dataset import KeyedClassificationDataset, K
 from steadyolo.adapters.ultralytics.export import WeightExporter
 from steadyolo.adapters.ultralytics.fitting import Fitting, schedule_of
 from steadyolo.adapters.ultralytics.launching import Launching, device_of, ranks_asked
-from steadyolo.adapters.ultralytics.loader import PREFETCH_BATCHES, KeyedLoader
+from steadyolo.adapters.ultralytics.loader import KeyedLoader, num_window_images
 from steadyolo.adapters.ultralytics.opening import (
     OURS_FOLDER,
     Opened,
@@ -57,6 +57,7 @@ from steadyolo.adapters.ultralytics.opening import (
     to_json,
 )
 from steadyolo.adapters.ultralytics.optimizers import fused
+from steadyolo.adapters.ultralytics.request import may_be_short, planned
 from steadyolo.adapters.ultralytics.run import ScoringCut, UltralyticsRun
 from steadyolo.adapters.ultralytics.scoring import Scoring
 from steadyolo.adapters.ultralytics.workarounds import hide_ranks, light_determinism, patient_nms, quiet_upstream
@@ -68,6 +69,7 @@ from steadyolo.data.order import SampleOrder
 from steadyolo.data.window import DecodedWindow
 from steadyolo.errors import DoesNotFit, SteadyError, UserError
 from steadyolo.plan.fit import Fit, FitSchedule
+from steadyolo.plan.memory_plan import MemoryPlan
 from steadyolo.plan.recovery import Again, Stop
 from steadyolo.spec.size import size_text
 from steadyolo.state.host_memory import arrange_freed_memory
@@ -92,6 +94,7 @@ _NOTICE_MARGIN_S = 5.0  # a machine that is announced to end may end a little ea
 _TELL_FETCHING_S = 5.0
 _LEAVING_S = 2.0  # of that, what closing everything may take
 _TAKEN_OVER = "taken over"
+_USUAL_BATCH = 16  # what a data set is built with before its batch is known
 
 
 class SteadyTrainer(BaseTrainer):  # type: ignore[misc]  # upstream is untyped
@@ -146,12 +149,15 @@ class SteadyTrainer(BaseTrainer):  # type: ignore[misc]  # upstream is untyped
         self._start, self._rejected, self._allowed = opened.start, opened.rejected, opened.allowed
         self._opened = opened
         arguments = dict(self.spec.arguments)
-        self._amp_given = "amp" in arguments
+        self.amp_given = "amp" in arguments
+        self._memory_plan: MemoryPlan | None = None
         if self.ranks.count > 1:
             local_rank = int(os.environ.get("LOCAL_RANK", self.ranks.rank))
             arguments["device"] = device_of(arguments, local_rank=local_rank)
         if self._start is not None:
-            arguments.update(self._start.made_from["plan"]["optimizer"])  # what `optimizer=auto` chose holds
+            before = self._start.made_from["plan"]
+            arguments.update(before["optimizer"])  # what `optimizer=auto` chose holds, and what `batch=auto` did
+            arguments |= {"batch": before["batch"]} if "batch" in before else {}
         with light_determinism(arguments.get("compile")):
             super().__init__(cfg, {**arguments, "save_dir": str(self._folder)}, callbacks)
         if self.device.type in {"cpu", "mps"}:  # upstream loads in the training process there; so do we unless asked
@@ -298,10 +304,9 @@ class SteadyTrainer(BaseTrainer):  # type: ignore[misc]  # upstream is untyped
     def _bind(self, dataset: Any, order: SampleOrder) -> None:
         num_workers = int(self.args.workers)
         closed = self._first_closed_epoch()
-        slots = order.lookback + (1 + num_workers * (PREFETCH_BATCHES + 1)) * order.batch_size
         channels = int(self.data.get("channels", 3))
         window = DecodedWindow(
-            min(slots, order.num_samples),
+            num_window_images(order, num_workers),
             max_image_bytes=int(self.args.imgsz) ** 2 * channels,
             shared=num_workers > 0 and dataset.cache != "ram",
         )
@@ -316,7 +321,7 @@ class SteadyTrainer(BaseTrainer):  # type: ignore[misc]  # upstream is untyped
         self.precision: Precision = choose_precision(
             asked=self.spec.compute,
             amp=self.args.amp,
-            amp_given=self._amp_given,
+            amp_given=self.amp_given,
             channels_last=self.args.channels_last,
             device=self.device,
         )
@@ -341,6 +346,18 @@ class SteadyTrainer(BaseTrainer):  # type: ignore[misc]  # upstream is untyped
         """Upstream's optimizer in its fused form where there is one: faster, and needs no word from the host."""
         optimizer: torch.optim.Optimizer = super().build_optimizer(model, *args, **kwargs)
         return fused(optimizer) if self.device.type in {"cpu", "cuda"} else optimizer
+
+    def auto_batch(self) -> int:
+        """The largest batch that fits: what upstream asks for where `batch=-1`. All ranks have an equal share of it."""
+        return int(self.ranks.told(self._largest_share() * self.ranks.count if self.ranks.rank == 0 else None))
+
+    def _largest_share(self) -> int:
+        train, val = (
+            self.build_dataset(self.data[split], mode, _USUAL_BATCH)
+            for split, mode in (("train", "train"), (self.args.split, "val"))
+        )
+        self._memory_plan = plan = planned(self, train, val, num_batch_images=None)
+        return plan.num_batch_images
 
     def get_validator(self) -> Any:
         validator = super().get_validator()
@@ -451,8 +468,11 @@ class SteadyTrainer(BaseTrainer):  # type: ignore[misc]  # upstream is untyped
         if self._problems:
             log.emit(events.ImagesSkipped(count=len(self._problems), listed=self._problems))
         leads = self.ranks.rank == 0
-        made_from = self.ranks.told(self._made_from(self._plan()) if leads else None)
-        plan = made_from["plan"]
+        if leads:
+            self._plan_memory(log)
+        made_from = self._made_from(self._plan()) if leads else None
+        compute, made_from = self.ranks.told((self.precision.compute, made_from))
+        self.precision, plan = replace(self.precision, compute=compute), made_from["plan"]
         self._scoring = self._make_scoring(plan, log)
         if leads:
             replace_file(own / "spec.json", to_json(self.spec.to_dict()))
@@ -707,16 +727,48 @@ class SteadyTrainer(BaseTrainer):  # type: ignore[misc]  # upstream is untyped
         suffix = f".{self._start.state.ledger.best_tick:08d}"
         return next((name for name in checkpoints.committed() if name.endswith(suffix)), None)
 
+    def _plan_memory(self, log: events.EventLog) -> None:
+        """Decide how batches go through the network, where memory may be short; a run that goes on keeps what holds."""
+        started_s = time.monotonic()
+        if self._start is None and self._memory_plan is None and may_be_short(self):
+            datasets = self.train_loader.dataset, self.test_loader.dataset
+            self._memory_plan = planned(self, *datasets, num_batch_images=self._num_share_images)
+        plan = self._memory_plan
+        before = (self._start.made_from["plan"].get("memory") if self._start else None) or {}
+        if plan is not None:
+            self.precision = replace(self.precision, compute=plan.workload.compute)
+        elif before.get("device") == self.device.type:
+            self.precision = replace(self.precision, compute=before["compute"])
+        lines = tuple(plan.lines) if plan else ()
+        log.emit(
+            events.MemoryPlanned(
+                lines=lines,
+                predicted_bytes=plan.measurable_bytes if plan else None,
+                budget_bytes=plan.room.num_bytes if plan and plan.room else None,
+                seconds=time.monotonic() - started_s,
+            )
+        )
+
+    @property
+    def _num_share_images(self) -> int:
+        """Images of a batch that one rank has at most."""
+        return -(-self.batch_size // self.ranks.count)
+
+    def _planned_fits(self) -> dict[str, Fit]:
+        """How a batch of training, and one of validation, go through the network."""
+        num_val_images = self.test_loader.batch_size
+        if self._memory_plan is None:
+            whole = Fit(num_images=self.spec.num_micro_batch_images or self._num_share_images)
+            return {"fits": whole, "val_fits": Fit(num_images=num_val_images)}
+        chosen = self._memory_plan.workload
+        return {"fits": chosen.fit, "val_fits": Fit(num_images=min(chosen.val_batch, num_val_images))}
+
     def _plan(self) -> dict[str, Any]:
         """What was decided for this run. A run that goes on keeps what changes its mathematics."""
         start = None if self._start is None else (self._start.made_from["plan"], self._start.state.cursor)
-        planned = {
-            "fits": Fit(num_images=self.spec.num_micro_batch_images or -(-self.batch_size // self.ranks.count)),
-            "val_fits": Fit(num_images=self.test_loader.batch_size),
-        }
         fits = {
             name: schedule_of(name, fit, start=start, plan_file=self._folder / OURS_FOLDER / "plan.json").to_list()
-            for name, fit in planned.items()
+            for name, fit in self._planned_fits().items()
         }
         if self._start is not None:
             before = self._start.made_from["plan"]
@@ -728,6 +780,8 @@ class SteadyTrainer(BaseTrainer):  # type: ignore[misc]  # upstream is untyped
             **fits,
             "optimizer": {name: getattr(self.args, name) for name in chosen},
             "accumulate": int(self.accumulate),
+            "batch": int(self.batch_size),
+            "memory": self._memory_plan.to_dict() if self._memory_plan else None,
             "num_batches": len(self.train_loader),
             "compute": self.precision.compute,
             "channels_last": self.precision.channels_last,
