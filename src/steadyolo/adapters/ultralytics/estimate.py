@@ -6,10 +6,14 @@ from collections.abc import Callable
 
 from steadyolo.adapters.ultralytics.tracing import trace
 from steadyolo.errors import UserError
+from steadyolo.plan.cuda_memory import cuda_estimate
 from steadyolo.plan.memory import MemoryEstimate, Workload
 from steadyolo.plan.trace import Trace, cpu_estimate
 
-_BY_DEVICE: dict[str, Callable[[Trace], MemoryEstimate]] = {"cpu": cpu_estimate}
+_BY_DEVICE: dict[str, Callable[[Trace], MemoryEstimate]] = {
+    "cpu": cpu_estimate,
+    "cuda": cuda_estimate,
+}
 
 
 def estimate(workload: Workload) -> MemoryEstimate:
