@@ -8,6 +8,9 @@ from dataclasses import dataclass
 
 from steadyolo.plan.memory import Kind, MemoryEstimate, Peak, Workload
 
+BEFORE = "before"  # the moment of what is there all the time
+MATCHING = "loss, boxes are matched with anchors"  # grows with the boxes of the fullest picture
+
 
 @dataclass(frozen=True, slots=True)
 class Move:

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from steadyolo.plan.memory import Kind
-from steadyolo.plan.trace import Move
+from steadyolo.plan.trace import BEFORE, Move
 
 Workspace = Callable[[Any, tuple[Any, ...], Any], int]  # bytes that an operator needs beside its results
 
@@ -55,7 +55,7 @@ class Scale(TorchDispatchMode):
         for address, (ref, _, _) in list(self._held.items()):
             if ref() is None:
                 del self._held[address]
-        self._moves = [(number, size, "before") for _, number, size in self._held.values()]
+        self._moves = [(number, size, BEFORE) for _, number, size in self._held.values()]
 
     def moves(self) -> tuple[Move, ...]:
         """What was taken and given back since the start."""

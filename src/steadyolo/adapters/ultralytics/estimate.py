@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from steadyolo.adapters.ultralytics.tracing import trace
 from steadyolo.errors import UserError
+from steadyolo.plan.cuda_memory import cuda_estimate
 from steadyolo.plan.memory import MemoryEstimate, Peak, Workload
 from steadyolo.plan.trace import Trace, cpu_estimate
 
@@ -33,4 +34,4 @@ def _with_process(peak: Peak) -> Peak:
     return replace(peak, by_kind={**peak.by_kind, "context": _PROCESS_BYTES})
 
 
-_BY_DEVICE: dict[str, Callable[[Trace], MemoryEstimate]] = {"cpu": _on_host}
+_BY_DEVICE: dict[str, Callable[[Trace], MemoryEstimate]] = {"cpu": _on_host, "cuda": cuda_estimate}

@@ -26,7 +26,7 @@ from steadyolo.adapters.ultralytics.optimizers import fused
 from steadyolo.adapters.ultralytics.stand_ins import Assumed, build_model, make_labels
 from steadyolo.adapters.ultralytics.workarounds import patient_nms, quiet_upstream
 from steadyolo.plan.memory import Workload
-from steadyolo.plan.trace import Move, Trace
+from steadyolo.plan.trace import BEFORE, MATCHING, Move, Trace
 from steadyolo.train.cpu_workspace import cpu_workspace
 from steadyolo.train.cuda_casts import CudaCasts
 from steadyolo.train.known_values import KnownValues
@@ -115,6 +115,8 @@ class _Rehearsal:
                 assigner.most_pieces = _ENOUGH_PARTS  # type: ignore[assignment]
                 if self._workload.device == "cuda":
                     assigner.limits = ACCELERATOR_LIMITS  # type: ignore[assignment]
+                assigner.register_forward_pre_hook(lambda *_, at=prefix: self._scale.at(at + MATCHING, "loss"))
+                assigner.register_forward_hook(lambda *_, at=prefix: self._scale.at(f"{at}loss", "loss"))
 
     # -- training --------------------------------------------------------------------------------------------------
 
@@ -132,7 +134,7 @@ class _Rehearsal:
             scaler=scaler,
             branch_of=lambda name: "one2one" if ".one2one_" in name else "main",
         )
-        scale.at("before", "weights")
+        scale.at(BEFORE, "weights")
         scale.name([*self._model.parameters(), *self._model.buffers()], "weights")
         self._take_gradients()
         optimizer.step()
