@@ -58,7 +58,7 @@ def test_one_that_outlives_a_failure_is_ended(monkeypatch: pytest.MonkeyPatch) -
 LAUNCHER = """
 import sys
 from steadyolo.train.launch import launch
-sys.exit(launch([sys.executable, "-c", sys.argv[1]], num_ranks=2, request=b""))
+sys.exit(launch([sys.executable, "-c", sys.argv[1]], num_ranks=int(sys.argv[2]), request=b""))
 """
 
 
@@ -67,7 +67,7 @@ def test_a_signal_reaches_every_process(tmp_path: Path) -> None:
         f"signal.signal(signal.SIGUSR1, lambda *_: sys.exit(75)); open(f'{tmp_path}/{{rank}}', 'w').write('x'); "
         "time.sleep(60)"
     )
-    process = subprocess.Popen([sys.executable, "-c", LAUNCHER, code])
+    process = subprocess.Popen([sys.executable, "-c", LAUNCHER, code, "2"])
     wait_for(tmp_path / "0", tmp_path / "1")
     process.send_signal(signal.SIGUSR1)
     assert process.wait(20) == 75
@@ -79,12 +79,11 @@ def test_no_process_outlives_its_launcher(tmp_path: Path) -> None:
         "import os, time; from steadyolo.train.launch import end_with_launcher; end_with_launcher(); "
         f"open(f'{tmp_path}/' + os.environ['RANK'], 'w').write(str(os.getpid())); time.sleep(60)"
     )
-    process = subprocess.Popen([sys.executable, "-c", LAUNCHER, code])
-    wait_for(tmp_path / "0", tmp_path / "1")
+    process = subprocess.Popen([sys.executable, "-c", LAUNCHER, code, "1"])
+    wait_for(tmp_path / "0")
     process.kill()
     process.wait()
-    for rank in "01":
-        wait_until_gone(int((tmp_path / rank).read_text()))
+    wait_until_gone(int((tmp_path / "0").read_text()))
 
 
 def wait_for(*paths: Path) -> None:
