@@ -74,6 +74,7 @@ def test_boxes_that_labels_do_not_tell_are_given(plan: Callable[..., dict[str, A
         ({"device": "gpu"}, ["device=gpu cannot be planned for", "device=0"]),
         ({"model": None}, ["no model is given"]),
         ({"model": "yolo11q.yaml"}, ["yolo11q.yaml"]),
+        ({"data": None}, ["no data is given", "memory.boxes=N"]),
         ({"data": "nothing.yaml"}, ["nothing.yaml"]),
         ({"data": "s3://bucket/pcb"}, ["are not here", "memory.boxes=N"]),
         ({"memory.budget": "8MiB", "model": "yolo11n.yaml"}, ["weights and what lasts beside them", "memory.budget="]),

@@ -43,6 +43,11 @@ def training_asked_for(arguments: Mapping[str, Any], spec: RunSpec) -> Training:
     Raises: UserError for data without labels, unless the spec says how many boxes there are.
     """
     args = get_cfg(overrides=dict(arguments))
+    if args.data is None and not spec.num_boxes and args.task != "classify":
+        raise UserError(
+            "no data is given, and memory grows with the most boxes in a picture",
+            remedy="add data=PATH to a data yaml, or say how many boxes a picture has at most: memory.boxes=N",
+        )
     counted = None
     if args.task != "classify" and not (spec.num_boxes and args.data is None):
         try:
