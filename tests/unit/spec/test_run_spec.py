@@ -97,6 +97,7 @@ def test_the_same_word_twice_is_no_contradiction() -> None:
         ("memory.recompute", "7", "num_recomputed_layers", 7),
         ("memory.boxes", "300", "num_boxes", 300),
         ("cpu.threads", "2", "num_threads", 2),
+        ("launch.ranks", "2", "num_ranks", 2),
         ("data.bad_labels", "skip", "bad_labels", "skip"),
         ("data.cache", "/mnt/cache", "dataset_cache", Path("/mnt/cache")),
         ("data.cache_budget", "50GiB", "dataset_cache_bytes", 50 * 2**30),

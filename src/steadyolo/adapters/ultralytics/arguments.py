@@ -83,9 +83,6 @@ def check_request(arguments: Mapping[str, Any]) -> None:
 
 
 def _refuse_absent_devices(values: Mapping[str, Any]) -> None:
-    device = str(values.get("device") or "")
-    if "," in device.strip("[]() ,"):
-        raise UserError(f"device={device} names several devices", remedy="name one; several are not supported yet")
     try:
         select_device(parse_device(values.get("device")), verbose=False)
     except (ValueError, AssertionError, RuntimeError) as error:
