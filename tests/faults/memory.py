@@ -168,7 +168,14 @@ def note_growth(path: Path) -> None:
 
 
 def limit_to(num_bytes: int) -> None:
-    """As `ulimit -d` does: no allocation succeeds that would make the process larger."""
+    """As `ulimit -d` does, from when training starts: no allocation succeeds that would make the process larger.
+
+    From the beginning there is a limit, too large to be met, so that what is planned is planned for more.
+    """
     import resource
 
-    resource.setrlimit(resource.RLIMIT_DATA, (num_bytes, resource.RLIM_INFINITY))
+    def limit(_: Any) -> None:
+        resource.setrlimit(resource.RLIMIT_DATA, (num_bytes, resource.RLIM_INFINITY))
+
+    resource.setrlimit(resource.RLIMIT_DATA, (2**40, resource.RLIM_INFINITY))
+    on_event("on_train_start", limit)

@@ -18,6 +18,7 @@ from ultralytics.nn.tasks import yaml_model_load
 
 from steadyolo.adapters.memory.gpu import gpu_memory
 from steadyolo.adapters.memory.host import host_memory
+from steadyolo.adapters.ultralytics.estimate_process import EstimateProcess
 from steadyolo.adapters.ultralytics.stand_ins import build_model
 from steadyolo.adapters.ultralytics.workarounds import quiet_upstream
 from steadyolo.errors import UserError
@@ -102,14 +103,25 @@ def plan_memory(training: Training, spec: RunSpec, *, is_here: bool, num_layers:
     generators. Raises: UserError for a model that does not build, and where nothing that keeps what was asked fits; the
     error proposes what would.
     """
-    # Tracing imports torch's compiler, which takes longer than all else: not in runs that plan nothing.
-    from steadyolo.adapters.ultralytics.estimate import estimate
-
     wanted = is_here or not isinstance(spec.memory_budget, ByteBudget)
     room = room_for(spec.memory_budget, device_memory(training.device) if wanted else None)
-    weigh = _of_the_process(training, estimate) if training.device_kind == "cpu" else estimate
-    with unchanged_randomness():
+    with _weighing(beside=is_here) as estimate:
+        weigh = _of_the_process(training, estimate) if training.device_kind == "cpu" else estimate
         return _planned(training, spec, room, num_layers, weigh)
+
+
+@contextmanager
+def _weighing(*, beside: bool) -> Iterator[Estimate]:
+    """What estimates: `beside` a training in another process, else in this one."""
+    if beside:
+        with EstimateProcess() as estimate:
+            yield estimate
+        return
+    # Tracing imports torch's compiler, which takes longer than all else: not in runs that plan nothing.
+    from steadyolo.adapters.ultralytics.estimate import estimate as weigh
+
+    with unchanged_randomness():
+        yield weigh
 
 
 def _planned(training: Training, spec: RunSpec, room: Room | None, num_layers: int, weigh: Estimate) -> MemoryPlan:
