@@ -11,10 +11,8 @@ import bisect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from steadyolo.errors import UserError
 from steadyolo.plan.fit import Fit
 from steadyolo.plan.memory import Kind, MemoryEstimate, Peak, Workload
-from steadyolo.plan.room import Room
 from steadyolo.spec.size import size_text
 
 Estimate = Callable[[Workload], MemoryEstimate]
@@ -94,11 +92,11 @@ def choose(asked: Asked, estimate: Estimate) -> Choice | TooLarge:
     """
     measured = Measured(estimate)
     rungs = list(_ladder(asked))
-    lasting_bytes = _lasting(measured(rungs[0][0]).training)
+    lasting_bytes = lasting_bytes_of(measured(rungs[0][0]).training)
     for rung in rungs if lasting_bytes <= asked.usable_bytes else ():
         is_of_layers = rung[0].fit.num_recomputed < rung[-1].fit.num_recomputed
         place = None if is_of_layers else _images_left_out
-        found = _first_that_fits(rung, asked.usable_bytes, measured.training, place=place)
+        found = first_that_fits(rung, asked.usable_bytes, measured.training, place=place)
         if found is not None:
             return _completed(found, asked, measured)
     return _too_large(rungs[-1][-1], asked, measured, "training")
@@ -118,7 +116,7 @@ def largest_batch(
     def at(num_images: int) -> Workload:
         return replace(whole(num_images), fit=Fit(num_images=num_images, num_recomputed=layers))
 
-    found = _first_that_fits(_Counted(num_most, at), asked.usable_bytes, measured.training, place=_images_left_out)
+    found = first_that_fits(_Counted(num_most, at), asked.usable_bytes, measured.training, place=_images_left_out)
     if found is None:
         return _too_large(at(1), asked, measured, "training with a single image")
     choice = _completed(found, replace(asked, workload=found), measured)
@@ -181,7 +179,7 @@ def _images_left_out(workload: Workload) -> float:
     return -workload.fit.num_images
 
 
-def _first_that_fits(
+def first_that_fits(
     rung: Sequence[Workload],
     limit_bytes: int,
     need: Callable[[Workload], int],
@@ -212,7 +210,7 @@ def _first_that_fits(
     return rung[high]
 
 
-def _lasting(peak: Peak) -> int:
+def lasting_bytes_of(peak: Peak) -> int:
     """What is held however few and small the images are."""
     return sum(peak.by_kind.get(kind, 0) for kind in _LASTING)
 
@@ -232,7 +230,7 @@ def _completed(found: Workload, asked: Asked, measured: Measured) -> Choice | To
 
 def _halved(num_images: int, peak: Peak, limit_bytes: int) -> int:
     """Half of `num_images` as often as a peak that grows with them says."""
-    held = _lasting(peak)
+    held = lasting_bytes_of(peak)
     moving = max(1, peak.num_bytes - held)
     fewer = -(-num_images // 2)
     while fewer > 1 and held + moving * fewer / num_images > limit_bytes:
@@ -293,75 +291,10 @@ def _too_large(closest: Workload, asked: Asked, measured: Measured, what: str) -
     least = replace(closest, val_batch=min(closest.val_batch, 1))
     estimate = measured(least)
     needed = max(estimate.training.num_bytes, estimate.validation.num_bytes)
-    lasting, budget = _lasting(estimate.training), size_text(asked.budget_bytes)
+    lasting, budget = lasting_bytes_of(estimate.training), size_text(asked.budget_bytes)
     if lasting > asked.usable_bytes:
         why = f"weights and what lasts beside them take {size_text(lasting)} already, and {budget} may be used"
     else:
         spared = f"{budget}, less the {RESERVE_SHARE:.0%} that stay free, may be used"
         why = f"{what} needs {size_text(needed)} at least, and {spared}"
     return TooLarge(closest=least, estimate=estimate, why=why)
-
-
-# --- what may be proposed, and is never taken -------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Alternatives:
-    """What a user could change: image sizes and models, each larger first, and boxes in a picture without mosaic."""
-
-    sizes_px: tuple[int, ...]
-    models: tuple[str, ...]
-    num_boxes_unmixed: int | None  # None: pictures are not mixed, or their boxes are not known
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Proposal:
-    """A change of what was asked, its effect, and the peak that it is predicted to have."""
-
-    change: str
-    effect: str
-    workload: Workload
-    num_bytes: int
-
-
-def propose(too_large: TooLarge, asked: Asked, others: Alternatives, estimate: Estimate) -> Iterator[Proposal]:
-    """What would fit in the same memory, changing one thing each; least change first."""
-    base, measured = too_large.closest, Measured(estimate)
-    has_space = _lasting(too_large.estimate.training) <= asked.usable_bytes
-    if has_space and others.num_boxes_unmixed is not None:
-        lighter = replace(base, most_boxes=others.num_boxes_unmixed)
-        few = f"at most {others.num_boxes_unmixed} boxes in a picture instead of {base.most_boxes}"
-        yield from _proposed("mosaic=0 mixup=0 cutmix=0", few, lighter, asked, measured)
-    sides = [side for side in others.sizes_px if side < base.imgsz and has_space]
-    sizes = [base, *(replace(base, imgsz=side) for side in sides)]
-    smaller = _first_that_fits(sizes, asked.usable_bytes, measured.whole, place=lambda one: -(one.imgsz**2))
-    yield from _proposed("imgsz={0.imgsz}", "small objects are seen with fewer pixels", smaller, asked, measured)
-    models = [base, *(replace(base, model=model) for model in others.models)]
-    lesser = _first_that_fits(models, asked.usable_bytes, measured.whole)
-    yield from _proposed("model={0.model}", "fewer weights, less accurate", lesser, asked, measured)
-
-
-def _proposed(
-    change: str, effect: str, workload: Workload | None, asked: Asked, measured: Measured
-) -> Iterator[Proposal]:
-    """A proposal of a workload that fits; of another one none."""
-    if workload is not None and measured.whole(workload) <= asked.usable_bytes:
-        peak = measured.whole(workload)
-        yield Proposal(change=change.format(workload), effect=effect, workload=workload, num_bytes=peak)
-
-
-def refusal(too_large: TooLarge, proposals: Sequence[Proposal], room: Room) -> UserError:
-    """The error that says what does not fit, and what would: nothing of it is taken without being asked for."""
-    workload, needed = too_large.closest, size_text(_budget_for(too_large.estimate.num_bytes))
-    listed = "".join(f"\n    {one.change}: {size_text(one.num_bytes)} ({one.effect})" for one in proposals)
-    would = f"\n  what would fit, with its predicted peak:{listed}" if listed else ""
-    more = f"give it memory.budget={needed.replace(' ', '')} or more" if room.is_given else f"free {needed} for it"
-    return UserError(
-        f"{workload.model} at imgsz={workload.imgsz} does not fit: {too_large.why} ({room.told}){would}",
-        remedy=more + (f", or use {proposals[0].change}" if proposals else ", or use a much smaller model and imgsz"),
-    )
-
-
-def _budget_for(num_bytes: int) -> int:
-    tenth = 2**30 // 10
-    return -(-int(num_bytes / (1 - RESERVE_SHARE)) // tenth) * tenth

@@ -11,18 +11,16 @@ from hypothesis import strategies as st
 
 from steadyolo.plan.choosing import (
     RESERVE_SHARE,
-    Alternatives,
     Asked,
     Choice,
     TooLarge,
     choose,
     largest_batch,
     part_sizes,
-    propose,
-    refusal,
 )
 from steadyolo.plan.fit import Fit
 from steadyolo.plan.memory import MemoryEstimate, Peak, Workload
+from steadyolo.plan.proposals import Alternatives, propose, refusal
 from steadyolo.plan.room import Room
 
 MIB = 2**20

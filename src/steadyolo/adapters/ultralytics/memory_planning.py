@@ -22,21 +22,12 @@ from steadyolo.adapters.ultralytics.estimate_process import EstimateProcess
 from steadyolo.adapters.ultralytics.stand_ins import build_model
 from steadyolo.adapters.ultralytics.workarounds import quiet_upstream
 from steadyolo.errors import UserError
-from steadyolo.plan.choosing import (
-    Alternatives,
-    Asked,
-    Choice,
-    Estimate,
-    TooLarge,
-    choose,
-    largest_batch,
-    propose,
-    refusal,
-)
+from steadyolo.plan.choosing import Asked, Choice, Estimate, TooLarge, choose, largest_batch
 from steadyolo.plan.fit import Fit
 from steadyolo.plan.host import HostSide
 from steadyolo.plan.memory import Workload
 from steadyolo.plan.memory_plan import MemoryPlan
+from steadyolo.plan.proposals import Alternatives, propose, refusal
 from steadyolo.plan.room import DeviceMemory, Room, room_for
 from steadyolo.spec.budget import ByteBudget
 from steadyolo.spec.run_spec import RunSpec
