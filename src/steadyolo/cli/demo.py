@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from steadyolo.errors import SteadyError, UserError
+from steadyolo.vault.files import OURS_FOLDER
 
 _NUM_TRAIN, _NUM_VAL, _SIDE_PX, _EPOCHS = 240, 16, 160, 18
 _CONFIDENCE = 0.15  # after a minute of training a model is not sure of much yet
@@ -75,7 +76,7 @@ def demo(
     killed = folder / "runs" / "killed"
     store = (folder / "store").as_uri()  # a folder here; s3://, gs:// and az:// are the same to it
     process = _start("train", *arguments, "name=killed", f"store.url={store}", own_group=True)
-    at = _kill_at(process, killed / "steadyolo" / "events.jsonl")
+    at = _kill_at(process, killed / OURS_FOLDER / "events.jsonl")
     console.print(
         f"killed (SIGKILL) at epoch {at[0] + 1}, batch {at[1] + 1}: no handler ran, nothing was saved on the way"
     )

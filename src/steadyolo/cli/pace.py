@@ -12,6 +12,7 @@ from typing import Any
 
 from steadyolo.cli.runs import find_runs
 from steadyolo.events import EpochClosed, RunStarted, StepDone, read_events
+from steadyolo.vault.files import OURS_FOLDER
 
 _DEFAULTS = {"imgsz": 640, "batch": 16}
 _NUM_RATES = 1000
@@ -40,9 +41,9 @@ def measured_pace(project: Path, arguments: Mapping[str, Any], device_kind: str)
     found = []
     for run in find_runs(project) if project.is_dir() else ():
         with suppress(OSError, ValueError, KeyError, TypeError):  # a broken run tells nothing, and hides no other
-            spec = json.loads((run / "steadyolo" / "spec.json").read_bytes())
+            spec = json.loads((run / OURS_FOLDER / "spec.json").read_bytes())
             if _same(spec["arguments"], arguments) and (pace := _pace_of(run, device_kind)):
-                found.append(((run / "steadyolo" / "events.jsonl").stat().st_mtime, pace))
+                found.append(((run / OURS_FOLDER / "events.jsonl").stat().st_mtime, pace))
     return max(found, key=lambda one: one[0])[1] if found else None
 
 
@@ -55,7 +56,7 @@ def _pace_of(run: Path, device_kind: str) -> Pace | None:
     started: dict[str, Any] | None = None
     rates: list[float] = []
     epochs_s: list[float] = []
-    for event in read_events(run / "steadyolo" / "events.jsonl", {RunStarted.kind, StepDone.kind, EpochClosed.kind}):
+    for event in read_events(run / OURS_FOLDER / "events.jsonl", {RunStarted.kind, StepDone.kind, EpochClosed.kind}):
         if event["kind"] == RunStarted.kind:
             started, rates, epochs_s = event, [], []  # its last process: the machine may have been another
         elif event["kind"] == StepDone.kind and event["seconds"] > 0:

@@ -18,10 +18,11 @@ from steadyolo.events import CopyDropped, CopyFailed, Event, TakenOver
 from steadyolo.spec.location import Location, parse_location
 from steadyolo.spec.run_spec import RunSpec
 from steadyolo.vault.checkpoints import Checkpoints
+from steadyolo.vault.files import OURS_FOLDER
 from steadyolo.vault.lock import RunLock
 from steadyolo.vault.newest import Patience, Progress
 from steadyolo.vault.objects import ObjectStore
-from steadyolo.vault.remote_run import OURS, Pace, RemoteRun, runs_in
+from steadyolo.vault.remote_run import Pace, RemoteRun, runs_in
 from steadyolo.vault.restore import find_run, restore_run
 from steadyolo.vault.session import new_writer_id, open_session
 from steadyolo.vault.tiers import Tiers
@@ -117,7 +118,7 @@ def pushed(folder: Path, *, timeout_s: float) -> list[str]:
     """
     from steadyolo.adapters.objects.opening import open_stores
 
-    own = folder / OURS
+    own = folder / OURS_FOLDER
     if not (own / "spec.json").is_file():
         raise UserError(f"{folder} is not a steadyolo run", remedy="name a run folder; `steadyolo runs ls` lists them")
     spec = RunSpec.from_dict(json.loads((own / "spec.json").read_text()))

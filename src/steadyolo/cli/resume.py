@@ -11,6 +11,7 @@ from steadyolo.cli.train import start
 from steadyolo.errors import UserError
 from steadyolo.spec.location import is_location
 from steadyolo.spec.run_spec import parse_pairs
+from steadyolo.vault.files import OURS_FOLDER
 
 _ALLOWABLE = ("dataset", "versions", "takeover")
 
@@ -69,10 +70,10 @@ def task_of_run(run: Path) -> str:
     """The task that a run folder's spec names."""
     import json
 
-    spec = run / "steadyolo" / "spec.json"
+    spec = run / OURS_FOLDER / "spec.json"
     if not spec.is_file():
         raise UserError(
-            f"{run} is not a steadyolo run: it has no steadyolo/spec.json",
+            f"{run} is not a steadyolo run: it has no {OURS_FOLDER}/spec.json",
             remedy="name a run folder; `steadyolo runs ls` lists those there are",
         )
     return str(json.loads(spec.read_text())["arguments"].get("task") or "detect")

@@ -40,6 +40,7 @@ from steadyolo.events import (
 from steadyolo.spec.size import size_text
 from steadyolo.state.run_state import RunState
 from steadyolo.vault.checkpoints import STATE, Checkpoints
+from steadyolo.vault.files import OURS_FOLDER
 
 NUM_EVENTS_SHOWN = 10
 NUM_RESULTS_SHOWN = 3
@@ -204,7 +205,7 @@ class History:
 
 def is_run(folder: Path) -> bool:
     """Whether `folder` is a run's: it says what was asked of it."""
-    return (folder / "steadyolo" / "spec.json").is_file()
+    return (folder / OURS_FOLDER / "spec.json").is_file()
 
 
 def find_runs(folder: Path) -> Iterator[Path]:
@@ -220,7 +221,7 @@ def find_runs(folder: Path) -> Iterator[Path]:
 def is_running(run: Path) -> bool:
     """Whether a process works on the run: it holds the lock, which the kernel frees whatever ends it."""
     try:
-        descriptor = os.open(run / "steadyolo" / "lock", os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = os.open(run / OURS_FOLDER / "lock", os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return False
     try:
@@ -237,7 +238,7 @@ def is_running(run: Path) -> bool:
 def overview(run: Path, *, name: str) -> Overview:
     """What one line says about a run. What cannot be read is left out, so that one broken run hides no other."""
     arguments = _read_spec(run).get("arguments", {})
-    history = History.read(run / "steadyolo" / "events.jsonl")
+    history = History.read(run / OURS_FOLDER / "events.jsonl")
     newest = next(reversed(_checkpoints(run).committed()), None)
     best_epoch = max(history.scores, default=None)
     return Overview(
@@ -260,7 +261,7 @@ def describe_checkpoints(run: Path, *, verify: bool) -> Iterator[Checkpoint]:
     """The committed checkpoints, oldest first. With `verify` each is read and compared with its digests."""
     checkpoints = _checkpoints(run)
     copied: dict[str, set[str]] = {}
-    for event in read_events(run / "steadyolo" / "events.jsonl", {CopyVerified.kind}):
+    for event in read_events(run / OURS_FOLDER / "events.jsonl", {CopyVerified.kind}):
         copied.setdefault(str(event.get("name")), set()).add(str(event.get("tier")))
     for name in checkpoints.committed():
         verified, why = None, None
@@ -287,13 +288,13 @@ def describe_checkpoints(run: Path, *, verify: bool) -> Iterator[Checkpoint]:
 def last_events(run: Path) -> list[dict[str, Any]]:
     """What happened last, oldest first, without the steps."""
     kinds = {event.kind for event in Event.__subclasses__()} - {StepDone.kind}
-    return list(deque(read_events(run / "steadyolo" / "events.jsonl", kinds), maxlen=NUM_EVENTS_SHOWN))
+    return list(deque(read_events(run / OURS_FOLDER / "events.jsonl", kinds), maxlen=NUM_EVENTS_SHOWN))
 
 
 def read_memory(run: Path) -> dict[str, int | None]:
     """What the run's memory was predicted to be, and the most that was measured, over all its processes."""
     predicted, peak = None, 0
-    for event in read_events(run / "steadyolo" / "events.jsonl", {MemoryPlanned.kind, MemoryMeasured.kind}):
+    for event in read_events(run / OURS_FOLDER / "events.jsonl", {MemoryPlanned.kind, MemoryMeasured.kind}):
         if event["kind"] == MemoryPlanned.kind:
             predicted = event.get("predicted_bytes") or predicted
         else:
@@ -322,12 +323,12 @@ def size_on_disk(folder: Path) -> int:
 
 
 def _checkpoints(run: Path) -> Checkpoints:
-    return Checkpoints(run / "steadyolo" / "checkpoints", writer_id="reader")
+    return Checkpoints(run / OURS_FOLDER / "checkpoints", writer_id="reader")
 
 
 def _read_spec(run: Path) -> dict[str, Any]:
     with suppress(OSError, ValueError):
-        spec = json.loads((run / "steadyolo" / "spec.json").read_bytes())
+        spec = json.loads((run / OURS_FOLDER / "spec.json").read_bytes())
         if isinstance(spec, dict) and isinstance(spec.get("arguments", {}), dict):
             return spec
     return {}

@@ -20,6 +20,7 @@ from steadyolo.cli.units import age_text
 from steadyolo.errors import Transient
 from steadyolo.spec.location import parse_location
 from steadyolo.spec.size import size_text
+from steadyolo.vault.files import OURS_FOLDER
 from steadyolo.vault.remote_run import RemoteRun
 
 store_app = typer.Typer(no_args_is_help=True, help="Copies of runs in a bucket or on another disk.")
@@ -163,7 +164,7 @@ def drill(url: Url, as_json: Json = False) -> None:
     with tempfile.TemporaryDirectory(prefix="steadyolo-drill-") as temporary:
         folder = Path(temporary) / "run"
         restored = restored_into(folder, kept)
-        Checkpoints(folder / "steadyolo" / "checkpoints", writer_id="drill").verify(restored.name)
+        Checkpoints(folder / OURS_FOLDER / "checkpoints", writer_id="drill").verify(restored.name)
         num_bytes = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     seconds = time.monotonic() - started
     if as_json:

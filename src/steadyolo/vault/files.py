@@ -1,10 +1,12 @@
-"""Small files that are replaced whole: results, specs and exported weights."""
+"""Small files that are replaced whole: results, specs and exported weights; and the folder of a run that is ours."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from steadyolo.vault.disk import LOCAL_DISK, Disk
+
+OURS_FOLDER = "steadyolo"  # in a run's folder, and in each of its copies: what is ours
 
 
 def replace_file(path: Path, data: bytes | memoryview, *, disk: Disk = LOCAL_DISK) -> None:

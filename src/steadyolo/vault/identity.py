@@ -7,6 +7,7 @@ from pathlib import Path
 
 from steadyolo.errors import UserError
 from steadyolo.vault.checkpoints import Checkpoints
+from steadyolo.vault.files import OURS_FOLDER
 
 
 def run_identity(run: Path) -> dict[str, str]:
@@ -16,7 +17,7 @@ def run_identity(run: Path) -> dict[str, str]:
     `time` column, which is not a metric, is left out.
     Raises: UserError where there is no checkpoint, DataLoss where it does not verify.
     """
-    checkpoints = Checkpoints(run / "steadyolo" / "checkpoints", writer_id="reader")
+    checkpoints = Checkpoints(run / OURS_FOLDER / "checkpoints", writer_id="reader")
     names = checkpoints.committed()
     if not names:
         raise UserError(f"{run} has no committed checkpoint", remedy="name a run that has saved at least once")

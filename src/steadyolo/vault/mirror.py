@@ -14,16 +14,16 @@ from steadyolo.errors import DataLoss, UserError
 from steadyolo.vault.claim import Claim
 from steadyolo.vault.digested import from_text, to_text
 from steadyolo.vault.disk import ensure_folder
-from steadyolo.vault.files import replace_file
+from steadyolo.vault.files import OURS_FOLDER, replace_file
 from steadyolo.vault.objects import Absent, Data, checked_key
-from steadyolo.vault.remote_run import OURS, Pace, RemoteRun
+from steadyolo.vault.remote_run import Pace, RemoteRun
 
 logger = logging.getLogger(__name__)
 
-INDEX = f"{OURS}/mirror.json"
+INDEX = f"{OURS_FOLDER}/mirror.json"
 SEGMENT_BYTES = 2**20  # logs grow at their end: only the last segment of one is sent again
 WHOLE_BYTES = 256 * 2**20  # other files are one object each, as large as the stores take comfortably
-_NOT_MIRRORED = (f"{OURS}/checkpoints/", f"{OURS}/lock", f"{OURS}/tiers.json")
+_NOT_MIRRORED = (f"{OURS_FOLDER}/checkpoints/", f"{OURS_FOLDER}/lock", f"{OURS_FOLDER}/tiers.json")
 _REMEDY = "look at that object; checkpoints do not depend on it"
 
 

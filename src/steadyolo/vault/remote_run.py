@@ -17,12 +17,12 @@ from steadyolo.vault.checkpoints import MANIFEST
 from steadyolo.vault.claim import Claim
 from steadyolo.vault.copy import PART_BYTES, Copy, Part, StoredManifest, cut
 from steadyolo.vault.crew import Crew
+from steadyolo.vault.files import OURS_FOLDER
 from steadyolo.vault.manifest import Manifest
 from steadyolo.vault.objects import Absent, Data, Listed, ObjectStore
 
-OURS = "steadyolo"
-WRITER = f"{OURS}/writer.json"
-CHECKPOINTS = f"{OURS}/checkpoints"
+WRITER = f"{OURS_FOLDER}/writer.json"
+CHECKPOINTS = f"{OURS_FOLDER}/checkpoints"
 _NUM_PARALLEL = 4  # uploads and reads under way at once
 _SYNC_EVERY = 8  # parts
 _USE_ANOTHER = "use another copy; `resume` does so by itself"

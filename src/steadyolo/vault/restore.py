@@ -11,16 +11,16 @@ from pathlib import Path
 from steadyolo.errors import DataLoss, UserError
 from steadyolo.vault.checkpoints import Checkpoints, best_suffix_of
 from steadyolo.vault.disk import ensure_folder
-from steadyolo.vault.files import replace_file
+from steadyolo.vault.files import OURS_FOLDER, replace_file
 from steadyolo.vault.lock import RunLock
 from steadyolo.vault.mirror import restore_mirror
 from steadyolo.vault.newest import FoundCopy, Patience, Progress, bring, newest_of_all
 from steadyolo.vault.objects import ObjectStore
-from steadyolo.vault.remote_run import OURS, RemoteRun, runs_in
+from steadyolo.vault.remote_run import RemoteRun, runs_in
 from steadyolo.vault.session import TierRecord
 from steadyolo.vault.tiers import token_of
 
-_LEFT_BY_A_KILL = {OURS, f"{OURS}/lock", f"{OURS}/.tiers.json.partial"}  # before it was begun
+_LEFT_BY_A_KILL = {OURS_FOLDER, f"{OURS_FOLDER}/lock", f"{OURS_FOLDER}/.tiers.json.partial"}  # before it was begun
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,15 +57,15 @@ def restore_run(
     Raises: UserError when `folder` holds something else or is in use; `Transient` when the stores fail for too long.
     """
     record = _record_for(runs, folder, patience=patience)
-    ensure_folder(folder / OURS)
-    with RunLock(folder / OURS).acquire():
+    ensure_folder(folder / OURS_FOLDER)
+    with RunLock(folder / OURS_FOLDER).acquire():
         return _restore(runs, folder, record, patience=patience, progress=progress)
 
 
 def _restore(
     runs: Mapping[str, RemoteRun], folder: Path, record: TierRecord, *, patience: Patience, progress: Progress
 ) -> Restored:
-    own = folder / OURS
+    own = folder / OURS_FOLDER
     record.write(own)  # from here on an interrupted restore is known to be one of this run
     problems: list[str] = []
     for run in runs.values():
@@ -93,7 +93,7 @@ def _restore(
 def _record_for(runs: Mapping[str, RemoteRun], folder: Path, *, patience: Patience) -> TierRecord:
     """The folder's record, or a new one where the folder is empty."""
     owners = [owner for run in runs.values() if (owner := patience.keep_trying(run.owner)) is not None]
-    record = TierRecord.read(folder / OURS)
+    record = TierRecord.read(folder / OURS_FOLDER)
     run_id = owners[0].claim.run_id if owners else record.run_id if record else uuid.uuid4().hex
     is_empty = {path.relative_to(folder).as_posix() for path in folder.rglob("*")} <= _LEFT_BY_A_KILL
     if (record is None and not is_empty) or (record is not None and record.run_id != run_id):

@@ -19,10 +19,10 @@ from typing import ClassVar, TypeVar
 from steadyolo.errors import SteadyError, Transient, UserError
 from steadyolo.vault.claim import Claim
 from steadyolo.vault.crew import Crew
-from steadyolo.vault.files import replace_file
+from steadyolo.vault.files import OURS_FOLDER, replace_file
 from steadyolo.vault.objects import ObjectStore, Taken
 from steadyolo.vault.priority import give_way
-from steadyolo.vault.remote_run import OURS, Fenced, Owner, RemoteRun
+from steadyolo.vault.remote_run import Fenced, Owner, RemoteRun
 
 _Result = TypeVar("_Result")
 RECORD = "tiers.json"
@@ -115,7 +115,7 @@ def open_session(
     """
     if not stores:
         return None
-    own, wanted_name = folder.absolute() / OURS, folder.absolute().name
+    own, wanted_name = folder.absolute() / OURS_FOLDER, folder.absolute().name
     record = TierRecord.read(own) or TierRecord(run_id=uuid.uuid4().hex)
     claim = Claim(
         token=0,

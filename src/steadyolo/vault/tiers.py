@@ -11,6 +11,7 @@ from typing import Self
 from steadyolo import events
 from steadyolo.errors import SteadyError
 from steadyolo.vault.checkpoints import Checkpoints
+from steadyolo.vault.files import OURS_FOLDER
 from steadyolo.vault.objects import ObjectStore
 from steadyolo.vault.remote_run import RemoteRun
 from steadyolo.vault.session import Session, TierRecord, take_place
@@ -39,7 +40,7 @@ class Tiers:
     ) -> None:
         self.taken_over: str | None = None  # why, once another process has the run
         self._emit = emit
-        self._own = folder / "steadyolo"
+        self._own = folder / OURS_FOLDER
         self._uploaders: dict[str, Uploader] = {}
         if session is None:
             return

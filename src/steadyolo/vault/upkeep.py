@@ -12,11 +12,12 @@ from steadyolo.plan.retention import plan_retention
 from steadyolo.vault.checkpoints import STATE, best_suffix_of
 from steadyolo.vault.copy import Copy, Part
 from steadyolo.vault.digested import from_text, to_text
+from steadyolo.vault.files import OURS_FOLDER
 from steadyolo.vault.mirror import verify_mirror
 from steadyolo.vault.objects import Absent
-from steadyolo.vault.remote_run import OURS, RemoteRun
+from steadyolo.vault.remote_run import RemoteRun
 
-CURSOR = f"{OURS}/scrub.json"
+CURSOR = f"{OURS_FOLDER}/scrub.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

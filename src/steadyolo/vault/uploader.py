@@ -16,6 +16,7 @@ from steadyolo.plan.uploads import plan_order, plan_spool, plan_wait_s
 from steadyolo.vault.checkpoints import is_committed
 from steadyolo.vault.claim import Claim
 from steadyolo.vault.copy import Copy
+from steadyolo.vault.files import OURS_FOLDER
 from steadyolo.vault.mirror import RunMirror
 from steadyolo.vault.priority import give_way
 from steadyolo.vault.remote_run import Fenced, RemoteRun
@@ -68,7 +69,7 @@ class Uploader:
     ) -> None:
         self._settings = settings
         self._folder = folder
-        self._checkpoints = folder / "steadyolo" / "checkpoints"
+        self._checkpoints = folder / OURS_FOLDER / "checkpoints"
         self._claim = claim
         self._place = place
         self._placed: _Placed | None = None  # the run in the tier, once it is claimed

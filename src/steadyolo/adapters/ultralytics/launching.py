@@ -14,10 +14,10 @@ from ultralytics.utils import LOGGER, callbacks
 from ultralytics.utils.torch_utils import parse_device
 
 from steadyolo.adapters.ultralytics.arguments import check_arguments
-from steadyolo.adapters.ultralytics.opening import OURS_FOLDER
 from steadyolo.errors import UserError
 from steadyolo.spec.run_spec import make_spec
 from steadyolo.train.launch import launch
+from steadyolo.vault.files import OURS_FOLDER
 
 RANK_COMMAND = (sys.executable, "-m", "steadyolo.cli.rank")
 

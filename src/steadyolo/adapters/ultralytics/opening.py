@@ -24,7 +24,7 @@ from steadyolo.state.snapshot import Snapshot
 from steadyolo.train.ranks import Ranks
 from steadyolo.vault.checkpoints import Checkpoints, Found, Rejected
 from steadyolo.vault.disk import ensure_folder
-from steadyolo.vault.files import replace_file
+from steadyolo.vault.files import OURS_FOLDER, replace_file
 from steadyolo.vault.lock import RunLock
 from steadyolo.vault.newest import FoundCopy, Patience, newest_of_all
 from steadyolo.vault.objects import ObjectStore
@@ -33,7 +33,6 @@ from steadyolo.vault.session import Session, new_writer_id, open_session
 from steadyolo.vault.tiers import token_of
 from steadyolo.version import __version__
 
-OURS_FOLDER = "steadyolo"
 _STRICT_VERSIONS = ("torch", "ultralytics")  # the others rarely change a result, and never by much
 _PATIENCE_S = 60.0  # with a store that answered a moment ago
 _SET_BY_UPSTREAM = frozenset({"model", "task", "mode", "pretrained"})  # `YOLO.train` passes these by itself

@@ -46,7 +46,6 @@ from steadyolo.adapters.ultralytics.fitting import Fitting, schedule_of
 from steadyolo.adapters.ultralytics.launching import Launching, device_of, ranks_asked
 from steadyolo.adapters.ultralytics.loader import KeyedLoader, num_window_images
 from steadyolo.adapters.ultralytics.opening import (
-    OURS_FOLDER,
     Opened,
     clear_disk_errors,
     num_cores,
@@ -83,7 +82,7 @@ from steadyolo.train.signals import EXIT_INTERRUPTED, StopRequest, exit_at_once
 from steadyolo.train.supervisor import supervise
 from steadyolo.train.together import Together
 from steadyolo.vault.checkpoints import Checkpoints, Committed
-from steadyolo.vault.files import replace_file
+from steadyolo.vault.files import OURS_FOLDER, replace_file
 from steadyolo.vault.lock import RunLock
 from steadyolo.vault.tiers import Tiers
 from steadyolo.vault.uploader import TierSettings
