@@ -84,9 +84,9 @@ def run_short_in_validation(epoch: int, times: int) -> None:
 
 def with_fits(changes: Sequence[tuple[int, int, Fit]]) -> None:
     """Let a run use other fits from the given batches on, without any fault."""
-    import steadyolo.adapters.ultralytics.trainer as trainer
+    import steadyolo.adapters.ultralytics.planning as planning
 
-    schedule_of = trainer.schedule_of
+    schedule_of = planning.schedule_of
 
     def planned(name: str, fit: Fit, **given: Any) -> FitSchedule:
         made = schedule_of(name, fit, **given)
@@ -94,7 +94,7 @@ def with_fits(changes: Sequence[tuple[int, int, Fit]]) -> None:
             made = made.changed(*change)
         return made
 
-    trainer.schedule_of = planned
+    planning.schedule_of = planned
 
 
 def note_samples(path: Path) -> None:

@@ -165,10 +165,10 @@ def test_a_changed_minor_package_is_a_warning(run: Path, reference: Reference, t
 
 def pretend_version(package: str, version: str) -> None:
     import steadyolo.adapters.ultralytics.opening as opening
-    import steadyolo.adapters.ultralytics.trainer as trainer
+    import steadyolo.adapters.ultralytics.planning as planning
 
     true = opening.package_versions
-    opening.package_versions = trainer.package_versions = lambda: {**true(), package: version}
+    opening.package_versions = planning.package_versions = lambda: {**true(), package: version}
 
 
 @pytest.mark.parametrize(

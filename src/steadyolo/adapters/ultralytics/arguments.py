@@ -133,3 +133,17 @@ def check_memory(arguments: Mapping[str, Any], spec: RunSpec) -> None:
             "batch=auto and memory.micro_batch contradict each other: one is the largest batch that needs no parts",
             remedy="give a number of images, such as batch=64, or leave memory.micro_batch out",
         )
+
+
+def check_image_size(size: Any, *, stride: int) -> None:
+    """Raise `UserError` unless the side of an image is a whole number of strides."""
+    if not isinstance(size, int) or isinstance(size, bool) or size < stride or size % stride:
+        near = (
+            sorted({max(int(size) // stride, 1) * stride, -(-int(size) // stride) * stride})
+            if isinstance(size, int | float)
+            else [640]
+        )
+        raise UserError(
+            f"imgsz={size} is not a multiple of the model's stride {stride}",
+            remedy=f"use imgsz={' or imgsz='.join(str(n) for n in near)}",
+        )
