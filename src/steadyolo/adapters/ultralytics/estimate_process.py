@@ -14,7 +14,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self, cast
 
-import steadyolo
 from steadyolo.errors import SteadyError, UserError
 from steadyolo.plan.fit import Fit
 from steadyolo.plan.memory import MemoryEstimate, Peak, Workload
@@ -26,7 +25,7 @@ class EstimateProcess:
     """Called as `estimate` is, once entered. Raises what it raises; `SteadyError` when the process is killed."""
 
     def __enter__(self) -> Self:
-        package = str(Path(steadyolo.__file__).parents[1])
+        package = str(Path(__file__).parents[3])  # where this package was imported from
         self._process = subprocess.Popen(
             [sys.executable, "-m", __name__],
             stdin=subprocess.PIPE,
