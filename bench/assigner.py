@@ -26,10 +26,10 @@ FEW_BOXES = 20
 def measure(request: bench.Json) -> bench.Json:
     """Child: one side's memory, time and outputs."""
     import torch
-    from torch.profiler import ProfilerActivity, profile
     from ultralytics.utils.tal import TaskAlignedAssigner
 
     from steadyolo.adapters.ultralytics.assigner import bound_assigners
+    from steadyolo.testing.tensor_bytes import peak_bytes
 
     torch.set_num_threads(1)
     arguments = _batch(request["case"])
@@ -44,13 +44,7 @@ def measure(request: bench.Json) -> bench.Json:
         seconds.append(time.perf_counter() - began_s)
     digest = hashlib.sha256(b"".join(each.contiguous().numpy().tobytes() for each in outputs))
     del outputs
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
-        assigner(*arguments)
-    held = most = 0
-    for event in profiled.profiler.kineto_results.events():
-        if event.name() == "[memory]":
-            held += event.nbytes()
-            most = max(most, held)
+    most = peak_bytes(lambda: assigner(*arguments))
     return {"mib": most / 2**20, "seconds": statistics.median(seconds), "digest": digest.hexdigest()}
 
 

@@ -110,6 +110,8 @@ def _peak_bytes(work: Any, device: Any) -> int:
 
     import torch
 
+    from steadyolo.testing.tensor_bytes import peak_bytes
+
     gc.collect()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
@@ -123,14 +125,7 @@ def _peak_bytes(work: Any, device: Any) -> int:
             if isinstance(each, torch.Tensor) and each.device.type == "cpu"
         }.values()
     )
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiled:
-        work()
-    held = most = 0
-    for event in profiled.profiler.kineto_results.events():
-        if event.name() == "[memory]":
-            held += event.nbytes()
-            most = max(most, held)
-    return before + most
+    return before + peak_bytes(work)
 
 
 def main() -> None:

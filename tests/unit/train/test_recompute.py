@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 import torch
 from torch import distributed, nn
-from torch.profiler import ProfilerActivity, profile
 from ultralytics.nn.tasks import ClassificationModel, DetectionModel, OBBModel, PoseModel, SegmentationModel
 
+from steadyolo.testing.tensor_bytes import peak_bytes
 from steadyolo.train import recompute
 from steadyolo.train.recompute import Recompute
 
@@ -196,29 +196,22 @@ def test_inside_a_distributed_model(made: Callable[[str], nn.Module], tmp_path: 
 # -- memory and time -----------------------------------------------------------------------------------------------
 
 
-def peak_bytes(model: nn.Module, x: torch.Tensor) -> int:
-    """The most tensor bytes that a forward and backward pass holds, as torch's profiler counts them."""
+def step_bytes(model: nn.Module, x: torch.Tensor) -> int:
+    """The most tensor bytes that a forward and backward pass holds."""
     model.zero_grad()
-    gc.collect()  # what is freed meanwhile would be counted as room
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
-        torch.stack([each.square().mean() for each in tensors_in(model(x))]).sum().backward()
-    held = most = 0
-    for event in profiled.profiler.kineto_results.events():  # type: ignore[union-attr]
-        if event.name() == "[memory]":
-            held += event.nbytes()
-            most = max(most, held)
-    return most
+    gc.collect()
+    return peak_bytes(lambda: torch.stack([each.square().mean() for each in tensors_in(model(x))]).sum().backward())
 
 
 @pytest.mark.parametrize("name", ["yolov8n", "yolo26n"])
 def test_memory_falls(name: str, made: Callable[[str], nn.Module]) -> None:
     model, x = made(name), images(256)
-    plain = peak_bytes(model, x)
+    plain = step_bytes(model, x)
     switch = Recompute(model)
     shares = {}
     for num_layers in (3, 9, switch.num_layers_max):
         switch.set(num_layers)
-        shares[num_layers] = peak_bytes(model, x) / plain
+        shares[num_layers] = step_bytes(model, x) / plain
     assert shares[3] < 0.8, shares
     assert shares[9] < 0.7, shares
     assert shares[switch.num_layers_max] < 0.5, shares

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,13 +10,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.profiler import ProfilerActivity, profile
 from ultralytics.nn.tasks import DetectionModel, OBBModel, PoseModel, SegmentationModel
 from ultralytics.utils import DEFAULT_CFG, tal
 
 from steadyolo.adapters.ultralytics import assigner as bounded
 from steadyolo.adapters.ultralytics.assigner import bound_assigners
 from steadyolo.adapters.ultralytics.criterion import Criterion, assigners_of
+from steadyolo.testing.tensor_bytes import peak_bytes
 
 KINDS = [tal.TaskAlignedAssigner, tal.RotatedTaskAlignedAssigner, tal.PoseTaskAlignedAssigner]
 TOPKS = [(10, None), (7, 1), (1, None)]  # plain heads; the one-to-one heads of YOLO26 and of YOLOv10
@@ -224,18 +224,6 @@ def test_the_first_of_equal_overlaps_is_needed(monkeypatch: pytest.MonkeyPatch) 
 
 
 # -- memory ------------------------------------------------------------------------------------------------------------
-
-
-def peak_bytes(work: Callable[[], object]) -> int:
-    """The most tensor bytes that `work` holds at once, as torch's profiler counts them."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
-        work()
-    held = most = 0
-    for event in profiled.profiler.kineto_results.events():  # type: ignore[union-attr]
-        if event.name() == "[memory]":
-            held += event.nbytes()
-            most = max(most, held)
-    return most
 
 
 @pytest.mark.parametrize("box_share", [0.03, 0.5])

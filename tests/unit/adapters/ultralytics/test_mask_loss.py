@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from torch.profiler import ProfilerActivity, profile
 from ultralytics.nn.tasks import SegmentationModel
 from ultralytics.utils import DEFAULT_CFG
 
 from steadyolo.adapters.ultralytics.mask_loss import bound_mask_losses
+from steadyolo.testing.tensor_bytes import peak_bytes
 
 NUM_IMAGES, NUM_BOXES, SIDE_PX, MASK_PX = 3, 12, 160, 40
 
@@ -28,18 +27,6 @@ def batch_for(network: Any, overlap: bool) -> dict[str, torch.Tensor]:
         "masks": masks if overlap else torch.randint(0, 2, (total, MASK_PX, MASK_PX), dtype=torch.uint8),
         "sem_masks": torch.randint(0, 80, (NUM_IMAGES, MASK_PX, MASK_PX)),
     }
-
-
-def peak_bytes(work: Callable[[], object]) -> int:
-    """The most tensor bytes that `work` holds at once, as torch's profiler counts them."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
-        work()
-    held = most = 0
-    for event in profiled.profiler.kineto_results.events():  # type: ignore[union-attr]
-        if event.name() == "[memory]":
-            held += event.nbytes()
-            most = max(most, held)
-    return most
 
 
 @pytest.mark.parametrize("overlap", [True, False])
