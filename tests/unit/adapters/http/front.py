@@ -98,7 +98,7 @@ def running(
     thread.start()
     try:
         assert started.wait(20)
-        app, service, loop, server = made
+        app, service, loop, _ = made
         yield Running(port, app, service, loop)
     finally:
         made[-1].should_exit = made[-1].force_exit = True
