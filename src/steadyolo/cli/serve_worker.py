@@ -1,4 +1,4 @@
-"""`python -m steadyolo.cli.serve_worker FD NICENESS`: a worker of `steadyolo serve`, started by it and by nobody else."""
+"""`python -m steadyolo.cli.serve_worker FD NICENESS`: a worker, started by `steadyolo serve` and by nobody else."""
 
 from __future__ import annotations
 

@@ -100,7 +100,9 @@ class Dispatcher:
             if request.num_losses >= _NUM_LOSSES:
                 self.num_lost += 1
                 request.refuse(
-                    BadImage("two workers ended while they computed this", remedy="send another image, or report this one")
+                    BadImage(
+                        "two workers ended while they computed this", remedy="send another image, or report this one"
+                    )
                 )
             else:
                 self.num_retried += 1

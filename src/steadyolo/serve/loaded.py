@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,29 +11,29 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from steadyolo.serve.golden import PICTURE
 from steadyolo.serve.place import LoadSettings
 from steadyolo.serve.served_model import ServedModel, open_served
 from steadyolo.serve.service import DetectOptions
 from steadyolo.serve.session import Output, Session, SessionSettings
 from steadyolo.serve.warmup import Warmth, paying_buckets, warm
 
-GOLDEN = "golden.png"
 _EVERY_BOX = DetectOptions(conf=1e-6)  # thousands of candidates: as bad as a picture gets
 
 Run = Callable[[Callable[[], Any]], Any]  # calls it in the thread that runs sessions, or on the spot
 
 
 class Engine(Protocol):
-    """Pixels to results; `steadyolo.serve.engine.Engine` is one."""
+    """Pixels to results; `steadyolo.serve.engine.Engine` is one. Only its session is used by one thread at a time."""
 
-    @property
-    def session(self) -> Session: ...
+    session: Session
+    shapes_px: tuple[tuple[int, int], ...]
 
     def decode(self, data: bytes) -> NDArray[np.uint8]: ...
 
-    def prepare(self, picture: NDArray[np.uint8]) -> Any: ...
+    def prepare(self, picture: NDArray[np.uint8], shape_px: tuple[int, int] | None = None) -> Any: ...
 
-    def finish(self, outputs: list[Output], prepared: Any, options: DetectOptions) -> Any: ...
+    def finish(self, outputs: Sequence[Output], prepared: Sequence[Any], options: DetectOptions) -> list[Any]: ...
 
 
 class OpenEngine(Protocol):
@@ -55,7 +55,7 @@ class Loaded:
     settings: LoadSettings
     check: CheckGolden
     golden: bytes
-    warmth: dict[int, Warmth] = field(default_factory=dict)  # by batch size
+    warmth: dict[int, Warmth] = field(default_factory=dict)  # by batch size, in the full shape
     buckets: tuple[int, ...] = (1,)
     num_bytes: int = 0  # that the process grew by
     load_s: float = 0.0
@@ -68,13 +68,15 @@ class Loaded:
         return one.usual_s if one else 0.0
 
     def warm_up(self, run: Run, *, num_images: int = 1) -> None:
-        """The whole path, the first time with every box there could be, until times are flat."""
-        self._pass(_at_once, num_images, _EVERY_BOX)  # slow, and may be beside others: nobody else has this session yet
-        self.warmth[num_images] = warm(
-            lambda: self._pass(run, num_images, DetectOptions()),
-            limit_s=self.settings.warm_limit_s,
-            clock=time.perf_counter,
-        )
+        """Each shape through the whole path, at first with every box there could be, until times are flat."""
+        for shape_px in self.engine.shapes_px:
+            self._pass(_at_once, num_images, shape_px, _EVERY_BOX)  # slow; nobody else has this session yet
+            warmth = warm(
+                lambda shape_px=shape_px: self._pass(run, num_images, shape_px, DetectOptions()),  # type: ignore[misc]
+                limit_s=self.settings.warm_limit_s,
+                clock=time.perf_counter,
+            )
+            self.warmth.setdefault(num_images, warmth)  # of the full shape, which comes first and takes longest
         self.buckets = paying_buckets({size: warmth.usual_s for size, warmth in self.warmth.items()})
 
     def is_due(self, now_s: float) -> bool:
@@ -88,14 +90,15 @@ class Loaded:
         if self.settings.check:
             run(lambda: self.check(self.engine.session, self.model))
         if self.settings.warm_up:
-            self._pass(run, 1, DetectOptions())
+            for shape_px in self.engine.shapes_px:
+                self._pass(run, 1, shape_px, DetectOptions())
         self.checked_s = time.monotonic()
 
-    def _pass(self, run: Run, num_images: int, options: DetectOptions) -> None:
-        prepared = self.engine.prepare(self.engine.decode(self.golden))
+    def _pass(self, run: Run, num_images: int, shape_px: tuple[int, int], options: DetectOptions) -> None:
+        prepared = self.engine.prepare(self.engine.decode(self.golden), shape_px)
         images = np.stack([prepared.image] * num_images)
         outputs = run(lambda: self.engine.session.run(images))
-        self.engine.finish(one_of(outputs, 0), prepared, options).summary()
+        self.engine.finish([output[:1] for output in outputs], [prepared], options)[0].summary()
 
     def told(self) -> dict[str, Any]:
         """What the front hears of it."""
@@ -111,7 +114,12 @@ class Loaded:
 
 
 def load(
-    key: str, folder: Path, session: SessionSettings, settings: LoadSettings, open_engine: OpenEngine, check: CheckGolden
+    key: str,
+    folder: Path,
+    session: SessionSettings,
+    settings: LoadSettings,
+    open_engine: OpenEngine,
+    check: CheckGolden,
 ) -> Loaded:
     """Opened, and right about its golden image; not warm yet.
 
@@ -119,16 +127,13 @@ def load(
     """
     model = open_served(folder, verify=settings.verify)
     engine = open_engine(model, session)
+    if not settings.tight_shapes:
+        engine.shapes_px = engine.shapes_px[:1]
     if settings.check:
         check(engine.session, model)
     return Loaded(
-        key=key, model=model, engine=engine, settings=settings, check=check, golden=(folder / GOLDEN).read_bytes()
+        key=key, model=model, engine=engine, settings=settings, check=check, golden=(folder / PICTURE).read_bytes()
     )
-
-
-def one_of(outputs: list[Output], index: int) -> list[Output]:
-    """The outputs of one image of a batch, as a batch of one."""
-    return [output[index : index + 1] for output in outputs]
 
 
 def _at_once(task: Callable[[], Any]) -> Any:

@@ -18,6 +18,7 @@ class LoadSettings:
     check: bool = True  # the golden image, at first and whenever it is refreshed
     verify: bool = True  # every byte of the files
     max_batch: int = 1
+    tight_shapes: bool = False  # pictures that are not square go through smaller shapes, each of which is warmed
     hold_s: float = 0.0  # for which an image may wait for others that are being decoded
     warm_limit_s: float = 20.0  # for each batch size
     idle_s: float = 10.0  # after which it is refreshed

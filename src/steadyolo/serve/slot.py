@@ -58,6 +58,7 @@ class Slot:
         self._writer: asyncio.StreamWriter | None = None
         self._spawned: Spawned | None = None
         self._num_missed_beats, self._is_heard, self._is_ending = 0, False, False
+        self._num_ends = 0  # in a row
         self._task: asyncio.Task[None] | None = None
 
     def start(self, spawned: Spawned | None = None) -> None:
@@ -116,6 +117,10 @@ class Slot:
         wanted = self._wanted.get(key)
         return wanted.why if wanted else ""
 
+    def is_expected(self, key: str) -> bool:
+        """Is it warm here, or was it and is the worker only now started again?"""
+        return key in self.loaded or (self.was_warm(key) and self._num_ends <= 1)
+
     def was_warm(self, key: str) -> bool:
         """Has it been warm here, in this worker or an earlier one?"""
         return key in self._wanted and self._wanted[key].was_warm
@@ -145,7 +150,6 @@ class Slot:
     # --- one worker after the other ------------------------------------------------------------------------------
 
     async def _keep(self, spawned: Spawned | None) -> None:
-        num_ends = 0
         while not self._is_ending:
             begun_s = time.monotonic()
             place = self.place
@@ -160,9 +164,9 @@ class Slot:
             await asyncio.to_thread(_reap, self._spawned)
             if self._is_ending or not place.is_restarted:
                 break
-            num_ends = 1 if time.monotonic() - begun_s > _HEALTHY_S else num_ends + 1
+            self._num_ends = 1 if time.monotonic() - begun_s > _HEALTHY_S else self._num_ends + 1
             self.num_restarts += 1
-            await asyncio.sleep(restart_delay_s(num_ends))
+            await asyncio.sleep(restart_delay_s(self._num_ends))
 
     async def _live(self, spawned: Spawned) -> None:
         reader, self._writer = await asyncio.open_connection(sock=spawned.connection, limit=1 << 22)
@@ -192,7 +196,7 @@ class Slot:
         asked, self._asked = self._asked, {}
         for key, done in asked.values():
             if key not in self._wanted or not self.place.is_restarted or self._is_ending:
-                done.done() or done.set_exception(lost(why))
+                _fail(done, lost(why))
         for wanted in self._wanted.values():
             wanted.why = why
         self._on_loss(losses)
@@ -237,18 +241,16 @@ class Slot:
         wanted = self._wanted.get(key)
         self.warming.discard(key)
         if wanted is None or wanted.done is not done:  # an unload, or a load that nobody wants any more
-            done.done() or done.set_result(message.header)
+            _fulfil(done, message.header)
         elif message.kind == "reply":
             self.loaded[key], wanted.was_warm, wanted.why = message.header, True, ""
-            done.done() or done.set_result(message.header)
+            _fulfil(done, message.header)
         else:
             error = error_of(message)
             wanted.why = error.message
             if wanted.was_warm:  # it was right before: the device is not, and may be in a fresh process
                 self.kill(error.message)
-            if not done.done():
-                done.set_exception(error)
-                done.exception()  # whoever wants it is told; nobody has to
+            _fail(done, error)
 
     async def _watch(self) -> None:
         while True:
@@ -257,6 +259,17 @@ class Slot:
             limit_s = self.place.hang_s if self._is_heard else _START_LIMIT_S
             if self._num_missed_beats * _BEAT_S > limit_s:
                 self.kill(f"no sign of life for {limit_s:.1f} s")
+
+
+def _fulfil(done: asyncio.Future[dict[str, Any]], told: dict[str, Any]) -> None:
+    if not done.done():
+        done.set_result(told)
+
+
+def _fail(done: asyncio.Future[dict[str, Any]], error: SteadyError) -> None:
+    if not done.done():
+        done.set_exception(error)
+        done.exception()  # whoever waits is told; nobody has to
 
 
 def _reap(spawned: Spawned) -> None:

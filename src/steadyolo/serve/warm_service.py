@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from numpy.typing import NDArray
 
 from steadyolo.errors import SteadyError, UserError
 from steadyolo.plan.residency import Resident, plan_room, plan_start
-from steadyolo.serve.catalogue import Catalogue, Entry, key_of
+from steadyolo.serve.catalogue import Catalogue, Entry
 from steadyolo.serve.dispatch import Dispatcher
 from steadyolo.serve.requests import Request
 from steadyolo.serve.served_model import ServedModel
@@ -25,11 +24,10 @@ from steadyolo.serve.settings import ServedName, ServeSettings
 from steadyolo.serve.slot import Slot
 from steadyolo.serve.spawning import Spawned
 from steadyolo.serve.swapping import bring, swap
-from steadyolo.serve.watching import FolderVersions, FoundVersions
+from steadyolo.serve.watching import FolderVersions, FoundVersions, Versions
 from steadyolo.serve.wire import Message
 
 _RETRY_S = 1.0
-_log = logging.getLogger(__name__)
 
 
 class WarmService:
@@ -174,7 +172,9 @@ class WarmService:
             timeout_s -= time.monotonic() - begun_s
         key = entry.key(version)
         if version is not None and key is None and entry.current:
-            raise NoSuchModel(f"{name} has no version {version!r} here", remedy="leave the version out, or use a loaded one")
+            raise NoSuchModel(
+                f"{name} has no version {version!r} here", remedy="leave the version out, or use a loaded one"
+            )
         if not entry.is_resident or key is None or not any(slot.is_expected(key) for slot in self._slots):
             status = entry.status(self._slots)
             raise NotReady(f"{name} is {status.state}: {status.why or 'not warm yet'}", retry_after_s=_RETRY_S)
@@ -214,7 +214,7 @@ class WarmService:
         await asyncio.gather(*(bring(entry, self._slots, self._settings.budget_bytes) for entry in present))
         for entry in ordered:
             if entry.versions:
-                self._spawn(self._watch(entry))
+                self._spawn(self._watch(entry, entry.versions))
 
     async def _load_from_afar(self, entry: Entry) -> None:
         try:
@@ -224,12 +224,12 @@ class WarmService:
             return
         await self._load_all([entry])
 
-    async def _watch(self, entry: Entry) -> None:
+    async def _watch(self, entry: Entry, versions: Versions) -> None:
         """Swap whenever there is a newer version; one that was refused is not tried again."""
         while True:
             await asyncio.sleep(self._settings.poll_s)
             try:
-                newest = entry.versions and await asyncio.to_thread(entry.versions.newest)
+                newest = await asyncio.to_thread(versions.newest)
             except SteadyError as error:
                 entry.why = error.message
                 continue

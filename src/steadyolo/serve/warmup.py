@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -21,7 +20,7 @@ class Warmth:
     @property
     def usual_s(self) -> float:
         """What a run takes when warm."""
-        return statistics.median(self.seconds[-3:]) if self.seconds else 0.0
+        return _median(self.seconds[-3:]) if self.seconds else 0.0
 
 
 def is_flat(seconds: Sequence[float]) -> bool:
@@ -36,7 +35,7 @@ def is_flat(seconds: Sequence[float]) -> bool:
         return True
     if len(seconds) < 2 * _GROUP:
         return False
-    last, before = statistics.median(seconds[-_GROUP:]), statistics.median(seconds[-2 * _GROUP : -_GROUP])
+    last, before = _median(seconds[-_GROUP:]), _median(seconds[-2 * _GROUP : -_GROUP])
     return abs(last - before) <= _DRIFT_SHARE * min(last, before)
 
 
@@ -62,3 +61,7 @@ def paying_buckets(seconds: dict[int, float], *, gain_share: float = 0.1) -> tup
         if not paying or each_s <= (1 - gain_share) * seconds[paying[-1]] / paying[-1]:
             paying.append(num_images)
     return tuple(paying)
+
+
+def _median(values: Sequence[float]) -> float:
+    return sorted(values)[len(values) // 2]

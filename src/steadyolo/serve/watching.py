@@ -44,5 +44,3 @@ class FoundVersions:
 
     def newest(self) -> ServedModel | None:
         return self._find(self._name)
-
-

@@ -1,4 +1,4 @@
-"""How a front and its worker speak: frames of a small JSON header and raw bytes, over one socket. Nothing is pickled."""
+"""How a front and its worker speak: frames of a small JSON header and raw bytes. Nothing is pickled."""
 
 from __future__ import annotations
 

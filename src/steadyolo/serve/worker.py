@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 from steadyolo.errors import SteadyError, Transient, UserError
 from steadyolo.serve import wire
 from steadyolo.serve.lane import Lane
-from steadyolo.serve.loaded import CheckGolden, Loaded, OpenEngine, load, one_of
+from steadyolo.serve.loaded import CheckGolden, Loaded, OpenEngine, load
 from steadyolo.serve.overdue import Calls
 from steadyolo.serve.place import LoadSettings
 from steadyolo.serve.service import DetectOptions, DeviceFault
@@ -57,7 +58,7 @@ class Job:
 
 
 class Worker:
-    """Threads: one reads what is asked, some decode and finish, one runs, one loads, one keeps warm, one says it lives."""
+    """Threads: one reads what is asked, some decode and finish, one runs, one loads, one keeps warm, one beats."""
 
     def __init__(self, connection: socket.socket, open_engine: OpenEngine, check: CheckGolden) -> None:
         self._connection, self._open_engine, self._check = connection, open_engine, check
@@ -125,7 +126,8 @@ class Worker:
         size = 2
         while size <= loaded.settings.max_batch and self._loaded.get(loaded.key) is loaded:
             loaded.warm_up(self._lane.between, num_images=size)
-            self._lane.bucket((loaded.key, loaded.model.shape_px), loaded.buckets, hold_s=loaded.settings.hold_s)
+            for shape_px in loaded.engine.shapes_px:
+                self._lane.bucket((loaded.key, shape_px), loaded.buckets, hold_s=loaded.settings.hold_s)
             self._tell("measured", key=loaded.key, **loaded.told())
             size *= 2
 
@@ -139,7 +141,7 @@ class Worker:
             time.sleep(BEAT_S)
             for loaded in list(self._loaded.values()):
                 if loaded.is_due(time.monotonic()):
-                    self._guarded([], lambda loaded=loaded: self._refresh(loaded))
+                    self._guarded([], partial(self._refresh, loaded))
 
     def _refresh(self, loaded: Loaded) -> None:
         with self._calls.limited(f"refreshing {loaded.key}", _HAND_LIMIT_S + self._limit_s(loaded, 1)):
@@ -184,8 +186,8 @@ class Worker:
         loaded.used_s = time.monotonic()
         for index, job in enumerate(jobs):
             job.stage("run")
-            mine = outputs if job.options is None else one_of(outputs, index)
-            self._hands.submit(self._guarded, [job.number], lambda job=job, mine=mine: self._finish(job, mine, len(jobs)))
+            mine = outputs if job.options is None else [output[index : index + 1] for output in outputs]
+            self._hands.submit(self._guarded, [job.number], partial(self._finish, job, mine, len(jobs)))
 
     def _finish(self, job: Job, outputs: list[NDArray[np.float32]], num_together: int) -> None:
         told: dict[str, Any] = {"number": job.number, "session": job.loaded.engine.session.label}
@@ -195,9 +197,11 @@ class Worker:
             self._tell("reply", body, **told, shapes=[one.shape for one in outputs], seconds=job.seconds)
             return
         with self._calls.limited("finishing", _HAND_LIMIT_S):
-            objects = job.loaded.engine.finish(outputs, job.prepared, job.options).summary()
+            objects = job.loaded.engine.finish(outputs, [job.prepared], job.options)[0].summary()
         job.stage("finish")
-        self._tell("reply", **told, objects=objects, size_px=job.size_px, seconds=job.seconds, num_together=num_together)
+        self._tell(
+            "reply", **told, objects=objects, size_px=job.size_px, seconds=job.seconds, num_together=num_together
+        )
 
     def _limit_s(self, loaded: Loaded, num_images: int) -> float:
         usual_s = loaded.usual_s(num_images)
@@ -205,7 +209,9 @@ class Worker:
 
     # --- what is said --------------------------------------------------------------------------------------------
 
-    def _guarded(self, numbers: list[int], do: Callable[[], object], otherwise: Callable[[], None] | None = None) -> None:
+    def _guarded(
+        self, numbers: list[int], do: Callable[[], object], otherwise: Callable[[], None] | None = None
+    ) -> None:
         """The edge of every thread: what goes wrong is answered, or takes the whole worker out."""
         try:
             do()
