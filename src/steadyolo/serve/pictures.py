@@ -1,1 +1,122 @@
 """The door to OpenCV for what serves: bytes to pixels, and pixels to the shape a graph takes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import cast
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from steadyolo.serve.letterbox import Letterbox, Shape
+from steadyolo.serve.service import BadImage
+
+Picture = NDArray[np.uint8]
+PADDING_GREY = 114  # ultralytics `LetterBox`
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PictureLimits:
+    """What is taken. Looked at before anything is decoded."""
+
+    max_pixels: int = 64_000_000
+    max_side_px: int = 16_384
+
+
+def decode(data: bytes, limits: PictureLimits) -> Picture:
+    """BGR pixels of the first picture in `data`, upright. Raises: BadImage."""
+    picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if data else None
+    if picture is None:
+        raise BadImage("not an image that can be read", remedy="send a JPEG, PNG, WebP, BMP, TIFF or GIF file")
+    return cast(Picture, picture)
+
+
+def letterboxed(picture: Picture, box: Letterbox) -> NDArray[np.float32]:
+    """The picture as the graph takes it: (3, height, width), RGB, 0 to 1, grey around it."""
+    height, width = box.content_px
+    if picture.shape[:2] != box.content_px:
+        picture = cast(Picture, cv2.resize(picture, (width, height), interpolation=cv2.INTER_LINEAR))
+    if box.content_px != box.shape_px:
+        bottom = box.shape_px[0] - height - box.top_px
+        right = box.shape_px[1] - width - box.left_px
+        grey = (PADDING_GREY,) * 3
+        picture = cast(
+            Picture,
+            cv2.copyMakeBorder(picture, box.top_px, bottom, box.left_px, right, cv2.BORDER_CONSTANT, value=grey),
+        )
+    return cast(NDArray[np.float32], cv2.dnn.blobFromImage(picture, 1 / 255, swapRB=True)[0])
+
+
+def centre_cropped(picture: Picture, shape_px: Shape) -> NDArray[np.float32]:
+    """The middle of the picture, scaled so that its shorter side fills the shape: (3, height, width), RGB, 0 to 1.
+
+    Only the pixels that stay are computed, so that a picture of 1 × 30,000 costs no more than any other.
+    Source: ultralytics `classify_transforms`: torchvision's Resize and CenterCrop on a PIL image, which smooths.
+    """
+    from PIL import Image  # classification alone needs it
+
+    height, width = picture.shape[:2]
+    if shape_px[0] == shape_px[1]:
+        short, long = sorted((height, width))
+        full_px = (shape_px[0], int(shape_px[0] * long / short))
+        full_height, full_width = full_px if height <= width else full_px[::-1]
+    else:
+        full_height, full_width = shape_px
+    top, left = round((full_height - shape_px[0]) / 2.0), round((full_width - shape_px[1]) / 2.0)
+    scale_y, scale_x = height / full_height, width / full_width
+    part = (left * scale_x, top * scale_y, (left + shape_px[1]) * scale_x, (top + shape_px[0]) * scale_y)
+    image = Image.fromarray(picture).resize(
+        (shape_px[1], shape_px[0]),
+        Image.Resampling.BILINEAR,
+        box=(*part[:2], min(part[2], width), min(part[3], height)),
+    )
+    return cast(NDArray[np.float32], cv2.dnn.blobFromImage(np.asarray(image), 1 / 255, swapRB=True)[0])
+
+
+def enlarged(image: NDArray[np.float32], shape_px: Shape) -> NDArray[np.float32]:
+    """Bilinear, edges repeated: as torch's `interpolate`."""
+    return cast(NDArray[np.float32], cv2.resize(image, (shape_px[1], shape_px[0]), interpolation=cv2.INTER_LINEAR))
+
+
+def outline(mask: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Points around a mask, its parts joined one after the other at their closest points.
+
+    Shapes: (height, width), 0 or 1, in; (points, 2), columns x y, out.
+    Source: ultralytics `masks2segments` and `merge_multi_segment`.
+    """
+    found = cv2.findContours(np.ascontiguousarray(mask), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)[0]
+    parts = [np.asarray(one).reshape(-1, 2) for one in found]
+    if not parts:
+        return np.empty((0, 2), np.float32)
+    joined = parts[0] if len(parts) == 1 else _joined(parts)
+    return joined.astype(np.float32)
+
+
+def _joined(parts: list[NDArray[np.int32]]) -> NDArray[np.int32]:
+    """One closed line through all parts: to the last one along one side of each, and back along the other."""
+    doors: list[list[int]] = [[] for _ in parts]  # where the line leaves or enters each part
+    for number in range(1, len(parts)):
+        before, after = _closest(parts[number - 1], parts[number])
+        doors[number - 1].append(before)
+        doors[number].append(after)
+    there: list[NDArray[np.int32]] = []
+    back: list[NDArray[np.int32]] = []
+    for part, door in zip(parts, doors, strict=True):
+        if len(door) == 2 and door[0] > door[1]:
+            part, door = part[::-1], [len(part) - 1 - one for one in door]  # the same part, other way round
+        ring = np.roll(part, -door[0], axis=0)
+        ring = np.concatenate((ring, ring[:1]))
+        if len(door) == 1:
+            there.append(ring)
+        else:
+            there.append(ring[: door[1] - door[0] + 1])
+            back.append(ring[door[1] - door[0] :])
+    return np.concatenate((*there, *back[::-1]))
+
+
+def _closest(one: NDArray[np.int32], other: NDArray[np.int32]) -> tuple[int, int]:
+    """Indices of the two points that are nearest to each other."""
+    distance2 = ((one[:, None, :] - other[None, :, :]) ** 2).sum(-1)
+    first, second = np.unravel_index(int(distance2.argmin()), distance2.shape)
+    return int(first), int(second)

@@ -16,6 +16,7 @@ from steadyolo.adapters.http.connections import connections_within
 from steadyolo.adapters.http.limits import HttpLimits
 from steadyolo.adapters.http.listening import BACKLOG
 from steadyolo.adapters.http.supervision import Supervisor
+from steadyolo.errors import SteadyError, UserError
 
 _READY_POLL_S = 0.005
 _IMPORTED_LATER = ("numpy", "starlette.formparsers", "steadyolo.adapters.http.tensors")  # by the first who needs them
@@ -37,6 +38,7 @@ class Front:
         on_ready: Callable[[], None],
         grace_s: float,
         drain_s: float,
+        ends_when_failed: bool = True,
     ) -> None:
         self._app = app
         self._listener = listener
@@ -44,7 +46,9 @@ class Front:
         self._on_ready = on_ready
         self._grace_s = grace_s
         self._drain_s = drain_s
+        self._ends_when_failed = ends_when_failed
         self._num_signals = 0
+        self._failure: SteadyError | None = None
         self._asked = asyncio.Event()
         self._hurried = asyncio.Event()
         self._supervisor = Supervisor()
@@ -65,6 +69,8 @@ class Front:
     async def run(self) -> bool:
         """Returns when all has ended: True if every accepted request was answered, False if a second signal cut it off.
 
+        Raises: UserError where no model can be served.
+
         The first SIGTERM or SIGINT makes `/readyz` say no at once; requests are answered still. After the grace
         nothing new is accepted, and what was accepted is answered within the time to drain.
         """
@@ -80,13 +86,15 @@ class Front:
             self._app.health.is_draining = True
             self._supervisor.stopping()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._hurried.wait(), self._grace_s)
+                await asyncio.wait_for(self._hurried.wait(), self._grace_s if self._failure is None else 0.0)
             self._server.should_exit = True
             await serving
             await self._app.service.drain(0.0 if self._hurried.is_set() else self._drain_s)
         finally:
             for task in (getting_ready, asked):
                 task.cancel()
+        if self._failure is not None:
+            raise self._failure
         return not self._hurried.is_set()
 
     async def _get_ready(self) -> None:
@@ -97,6 +105,12 @@ class Front:
             await asyncio.to_thread(import_module, name)
         self._app.health.is_front_ready = True
         while not self._app.health.is_ready:
+            models = self._app.service.readiness().models
+            if self._ends_when_failed and all(one.state == "failed" for one in models):
+                why = "; ".join(f"{one.name}: {one.why}" for one in models)
+                self._failure = UserError(f"no model can be served: {why}", remedy="export it again, or name another")
+                self._asked.set()
+                return
             await asyncio.sleep(_READY_POLL_S)
         self._on_ready()
         await self._supervisor.ready()

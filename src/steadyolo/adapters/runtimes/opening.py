@@ -1,0 +1,23 @@
+"""Opens a session of the runtime that was asked for, importing that one alone."""
+
+from __future__ import annotations
+
+from steadyolo.errors import UserError
+from steadyolo.serve.served_model import ServedModel
+from steadyolo.serve.session import Session, SessionSettings
+
+RUNTIMES = ("openvino", "onnxruntime", "tensorrt", "torch")
+
+
+def open_session(model: ServedModel, settings: SessionSettings) -> Session:
+    """See `OpenSession`."""
+    match settings.runtime:
+        case "auto" | "openvino":
+            from steadyolo.adapters.runtimes.openvino import OpenVinoSession
+
+            return OpenVinoSession(model, settings)
+        case "onnxruntime" | "tensorrt":
+            from steadyolo.adapters.runtimes.onnxruntime import OnnxRuntimeSession
+
+            return OnnxRuntimeSession(model, settings)
+    raise UserError(f"no runtime is called {settings.runtime}", remedy=f"use auto or one of {', '.join(RUNTIMES)}")

@@ -1,0 +1,140 @@
+"""One engine in a worker: opened, warmed through the real path, and checked against its golden image."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from steadyolo.serve.golden import PICTURE
+from steadyolo.serve.place import LoadSettings
+from steadyolo.serve.served_model import ServedModel, open_served
+from steadyolo.serve.service import DetectOptions
+from steadyolo.serve.session import Output, Session, SessionSettings
+from steadyolo.serve.warmup import Warmth, paying_buckets, warm
+
+_EVERY_BOX = DetectOptions(conf=1e-6)  # thousands of candidates: as bad as a picture gets
+
+Run = Callable[[Callable[[], Any]], Any]  # calls it in the thread that runs sessions, or on the spot
+
+
+class Engine(Protocol):
+    """Pixels to results; `steadyolo.serve.engine.Engine` is one. Only its session is used by one thread at a time."""
+
+    session: Session
+    shapes_px: tuple[tuple[int, int], ...]
+
+    def decode(self, data: bytes) -> NDArray[np.uint8]: ...
+
+    def prepare(self, picture: NDArray[np.uint8], shape_px: tuple[int, int] | None = None) -> Any: ...
+
+    def finish(self, outputs: Sequence[Output], prepared: Sequence[Any], options: DetectOptions) -> list[Any]: ...
+
+
+class OpenEngine(Protocol):
+    """Makes an engine: handed in by `cli`."""
+
+    def __call__(self, model: ServedModel, settings: SessionSettings) -> Engine: ...
+
+
+CheckGolden = Callable[[Session, ServedModel], None]  # raises DeviceFault where the answer is wrong
+
+
+@dataclass(slots=True)
+class Loaded:
+    """An engine that answers, and what was measured of it."""
+
+    key: str
+    model: ServedModel
+    engine: Engine
+    settings: LoadSettings
+    check: CheckGolden
+    golden: bytes
+    warmth: dict[int, Warmth] = field(default_factory=dict)  # by batch size, in the full shape
+    buckets: tuple[int, ...] = (1,)
+    num_bytes: int = 0  # that the process grew by
+    load_s: float = 0.0
+    used_s: float = field(default_factory=time.monotonic)
+    checked_s: float = field(default_factory=time.monotonic)
+
+    def usual_s(self, num_images: int) -> float:
+        """What a batch takes when warm; 0 where that is not known."""
+        one = self.warmth.get(num_images) or self.warmth.get(1)
+        return one.usual_s if one else 0.0
+
+    def warm_up(self, run: Run, *, num_images: int = 1) -> None:
+        """Each shape through the whole path, at first with every box there could be, until times are flat."""
+        for shape_px in self.engine.shapes_px:
+            self._pass(_at_once, num_images, shape_px, _EVERY_BOX)  # slow; nobody else has this session yet
+            warmth = warm(
+                lambda shape_px=shape_px: self._pass(run, num_images, shape_px, DetectOptions()),  # type: ignore[misc]
+                limit_s=self.settings.warm_limit_s,
+                clock=time.perf_counter,
+            )
+            self.warmth.setdefault(num_images, warmth)  # of the full shape, which comes first and takes longest
+        self.buckets = paying_buckets({size: warmth.usual_s for size, warmth in self.warmth.items()})
+
+    def is_due(self, now_s: float) -> bool:
+        """Has it been idle, or unchecked, for too long?"""
+        return now_s - max(self.used_s, self.checked_s) >= self.settings.idle_s or (
+            now_s - self.checked_s >= self.settings.check_s
+        )
+
+    def refresh(self, run: Run) -> None:
+        """Once through the whole path with the golden image. Raises: DeviceFault for a wrong answer."""
+        if self.settings.check:
+            run(lambda: self.check(self.engine.session, self.model))
+        if self.settings.warm_up:
+            for shape_px in self.engine.shapes_px:
+                self._pass(run, 1, shape_px, DetectOptions())
+        self.checked_s = time.monotonic()
+
+    def _pass(self, run: Run, num_images: int, shape_px: tuple[int, int], options: DetectOptions) -> None:
+        prepared = self.engine.prepare(self.engine.decode(self.golden), shape_px)
+        images = np.stack([prepared.image] * num_images)
+        outputs = run(lambda: self.engine.session.run(images))
+        self.engine.finish([output[:1] for output in outputs], [prepared], options)[0].summary()
+
+    def told(self) -> dict[str, Any]:
+        """What the front hears of it."""
+        return {
+            "session": self.engine.session.label,
+            "num_bytes": self.num_bytes,
+            "load_s": self.load_s,
+            "buckets": self.buckets,
+            "usual_s": {size: warmth.usual_s for size, warmth in self.warmth.items()},
+            "num_warm_runs": {size: len(warmth.seconds) for size, warmth in self.warmth.items()},
+            "is_flat": all(warmth.is_flat for warmth in self.warmth.values()),
+        }
+
+
+def load(
+    key: str,
+    folder: Path,
+    session: SessionSettings,
+    settings: LoadSettings,
+    open_engine: OpenEngine,
+    check: CheckGolden,
+) -> Loaded:
+    """Opened, and right about its golden image; not warm yet.
+
+    Raises: UserError, DataLoss for a model that is not whole; DeviceFault for one that answers wrongly.
+    """
+    model = open_served(folder, verify=settings.verify)
+    engine = open_engine(model, session)
+    if not settings.tight_shapes:
+        engine.shapes_px = engine.shapes_px[:1]
+    if settings.check:
+        check(engine.session, model)
+    return Loaded(
+        key=key, model=model, engine=engine, settings=settings, check=check, golden=(folder / PICTURE).read_bytes()
+    )
+
+
+def _at_once(task: Callable[[], Any]) -> Any:
+    return task()

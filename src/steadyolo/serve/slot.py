@@ -1,0 +1,277 @@
+"""A slot: the place of one device's worker, which is started, watched, ended and started again."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import subprocess
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from steadyolo.errors import SteadyError
+from steadyolo.serve import spawning, wire
+from steadyolo.serve.admission import Pace
+from steadyolo.serve.place import Place
+from steadyolo.serve.requests import Request, error_of, lost
+from steadyolo.serve.served_model import ServedModel
+from steadyolo.serve.spawning import Spawned
+from steadyolo.serve.wire import Message
+
+_BEAT_S = 0.1  # as workers do
+_START_LIMIT_S = 120.0  # for importing its runtime
+_END_LIMIT_S = 2.0
+_HEALTHY_S = 30.0  # after which a worker's earlier ends do not count
+_log = logging.getLogger(__name__)
+_numbers = itertools.count(1)
+
+
+def restart_delay_s(num_ends: int) -> float:
+    """How long a place stays empty after `num_ends` workers ended there in a row, each soon after the other."""
+    return 0.0 if num_ends <= 1 else min(30.0, 0.2 * 2.0 ** (num_ends - 2))
+
+
+@dataclass(eq=False, slots=True)
+class _Wanted:
+    message: dict[str, Any]
+    done: asyncio.Future[dict[str, Any]]
+    was_warm: bool = False
+    why: str = ""
+
+
+class Slot:
+    """Keeps the engines in `want` loaded in a worker. `on_change` is called whenever there may be room, or a loss."""
+
+    def __init__(self, place: Place, on_change: Callable[[], None], on_loss: Callable[[list[Request]], None]) -> None:
+        self.place = place
+        self.loaded: dict[str, dict[str, Any]] = {}  # what is warm in the worker of now, and what it told of it
+        self.warming: set[str] = set()
+        self.num_restarts, self.num_bytes, self.pace = 0, 0, Pace()
+        self.why_out = ""
+        self.outstanding: dict[int, Request] = {}
+        self._on_change, self._on_loss = on_change, on_loss
+        self._wanted: dict[str, _Wanted] = {}
+        self._asked: dict[int, tuple[str, asyncio.Future[dict[str, Any]]]] = {}  # loads and unloads
+        self._writer: asyncio.StreamWriter | None = None
+        self._spawned: Spawned | None = None
+        self._num_missed_beats, self._is_heard, self._is_ending = 0, False, False
+        self._num_ends = 0  # in a row
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self, spawned: Spawned | None = None) -> None:
+        """Go on with a worker that was started already, or start one."""
+        self._task = asyncio.get_running_loop().create_task(self._keep(spawned))
+
+    @property
+    def pid(self) -> int | None:
+        return self._spawned.process.pid if self._spawned else None
+
+    def has_room(self, request: Request) -> bool:
+        """One that a worker ended with goes alone, so that no other is blamed when it happens again."""
+        if request.num_losses:
+            return not self.outstanding
+        is_alone = any(other.num_losses for other in self.outstanding.values())
+        return len(self.outstanding) < self.place.window and not is_alone
+
+    def send(self, request: Request, key: str) -> None:
+        """Compute it; its answer comes by itself, or it is in a loss."""
+        if not self.outstanding:
+            self.pace.begins(time.monotonic())
+        request.key = key
+        request.is_by_fallback = self.place.is_fallback
+        self.outstanding[request.number] = request
+        self._send(request.message(key))
+
+    async def want(self, key: str, model: ServedModel) -> dict[str, Any]:
+        """Load it, and again after each restart; returns what was measured when it is warm.
+
+        Raises: UserError, DataLoss, DeviceFault for a model that is refused.
+        """
+        wanted = self._wanted.get(key)
+        if wanted is None:
+            session = {**asdict(self.place.session), "device": spawning.device_inside(self.place.device)}
+            session["cache"] = str(session["cache"]) if session["cache"] else None
+            message = {"key": key, "folder": str(model.folder), "session": session}
+            message["settings"] = asdict(self.place.load)
+            wanted = _Wanted(message, asyncio.get_running_loop().create_future())
+            self._wanted[key] = wanted
+            if self._writer:
+                self._load(key, wanted)
+        return await asyncio.shield(wanted.done)
+
+    async def drop(self, key: str) -> None:
+        """Give its memory back."""
+        self._wanted.pop(key, None)
+        if self.loaded.pop(key, None) is not None and self._writer:
+            number, done = next(_numbers), asyncio.get_running_loop().create_future()
+            self._asked[number] = (key, done)
+            self._send(Message({"kind": "unload", "number": number, "key": key}))
+            with suppress(SteadyError):
+                await done
+
+    def why(self, key: str) -> str:
+        """What keeps it from being warm here; empty where nothing does."""
+        wanted = self._wanted.get(key)
+        return wanted.why if wanted else ""
+
+    def is_expected(self, key: str) -> bool:
+        """Is it warm here, or was it and is the worker only now started again?"""
+        return key in self.loaded or (self.was_warm(key) and self._num_ends <= 1)
+
+    def was_warm(self, key: str) -> bool:
+        """Has it been warm here, in this worker or an earlier one?"""
+        return key in self._wanted and self._wanted[key].was_warm
+
+    def kill(self, why: str) -> None:
+        """End the worker at once, by its id: a call into a library that hangs cannot be interrupted."""
+        if self._spawned and not self.why_out:
+            self.why_out = why
+            _log.warning("worker %s (%s) is ended: %s", self.place.name, self.pid, why)
+        if self._spawned:
+            self._spawned.process.kill()
+        if self._writer:
+            self._writer.transport.abort()  # a process that its driver holds does not close its side
+
+    async def end(self) -> None:
+        """Let the worker finish, and start no other."""
+        self._is_ending = True
+        if self._writer:
+            self._send(Message({"kind": "end", "number": 0}))
+        if self._task:
+            done, _ = await asyncio.wait([self._task], timeout=_END_LIMIT_S)
+            if not done:
+                self.kill("it did not end when told to")
+                self._task.cancel()
+                await asyncio.wait([self._task])
+
+    # --- one worker after the other ------------------------------------------------------------------------------
+
+    async def _keep(self, spawned: Spawned | None) -> None:
+        while not self._is_ending:
+            begun_s = time.monotonic()
+            place = self.place
+            self._spawned = spawned or spawning.spawn(
+                device=place.device, command=place.command, niceness=place.niceness
+            )
+            spawned, self._num_missed_beats, self._is_heard = None, 0, False
+            try:
+                await self._live(self._spawned)
+            finally:
+                self._take_out(self._spawned)
+            await asyncio.to_thread(_reap, self._spawned)
+            if self._is_ending or not place.is_restarted:
+                break
+            self._num_ends = 1 if time.monotonic() - begun_s > _HEALTHY_S else self._num_ends + 1
+            self.num_restarts += 1
+            await asyncio.sleep(restart_delay_s(self._num_ends))
+
+    async def _live(self, spawned: Spawned) -> None:
+        reader, self._writer = await asyncio.open_connection(sock=spawned.connection, limit=1 << 22)
+        self.why_out = ""
+        watch = asyncio.get_running_loop().create_task(self._watch())
+        try:
+            for key, wanted in self._wanted.items():
+                self._load(key, wanted)
+            while (message := await wire.receive_from(reader)) is not None:
+                self._hear(message)
+        finally:
+            watch.cancel()
+            self._writer.close()
+            self._writer = None
+
+    def _take_out(self, spawned: Spawned) -> None:
+        why = self.why_out or f"it ended with code {spawned.process.poll()}"
+        spawned.process.kill()  # it closed its socket: whatever still runs in it is of no use
+        if not self._is_ending:
+            self.why_out = why
+            _log.warning("worker %s is gone: %s", self.place.name, why)
+        self.loaded.clear()
+        self.warming.clear()
+        self.pace.stops()
+        self.num_bytes = 0
+        losses, self.outstanding = list(self.outstanding.values()), {}
+        asked, self._asked = self._asked, {}
+        for key, done in asked.values():
+            if key not in self._wanted or not self.place.is_restarted or self._is_ending:
+                _fail(done, lost(why))
+        for wanted in self._wanted.values():
+            wanted.why = why
+        self._on_loss(losses)
+        self._on_change()
+
+    def _load(self, key: str, wanted: _Wanted) -> None:
+        number = next(_numbers)
+        self._asked[number] = (key, wanted.done)
+        self._send(Message({"kind": "load", "number": number, **wanted.message}))
+
+    def _send(self, message: Message) -> None:
+        if self._writer:
+            for frame in wire.frames(message):
+                self._writer.write(frame)
+
+    def _hear(self, message: Message) -> None:
+        self._num_missed_beats, self._is_heard = 0, True
+        header = message.header
+        match message.kind:
+            case "beat":
+                self.num_bytes = header["num_bytes"]
+                if header["overdue"]:
+                    self.kill(header["overdue"])
+            case "fault":
+                self.kill(header["why"])
+            case "warming":
+                self.warming.add(header["key"])
+            case "measured":
+                if header["key"] in self.loaded:
+                    self.loaded[header["key"]] = header
+            case "reply" | "error" if header["number"] in self._asked:
+                self._settle_load(*self._asked.pop(header["number"]), message)
+                self._on_change()
+            case "reply" | "error":
+                request = self.outstanding.pop(header["number"], None)
+                self.pace.finishes(time.monotonic(), is_idle=not self.outstanding)
+                if request:
+                    request.settle(message)
+                self._on_change()
+
+    def _settle_load(self, key: str, done: asyncio.Future[dict[str, Any]], message: Message) -> None:
+        wanted = self._wanted.get(key)
+        self.warming.discard(key)
+        if wanted is None or wanted.done is not done:  # an unload, or a load that nobody wants any more
+            _fulfil(done, message.header)
+        elif message.kind == "reply":
+            self.loaded[key], wanted.was_warm, wanted.why = message.header, True, ""
+            _fulfil(done, message.header)
+        else:
+            error = error_of(message)
+            wanted.why = error.message
+            if wanted.was_warm:  # it was right before: the device is not, and may be in a fresh process
+                self.kill(error.message)
+            _fail(done, error)
+
+    async def _watch(self) -> None:
+        while True:
+            await asyncio.sleep(_BEAT_S)
+            self._num_missed_beats += 1  # counted, not timed: where this process stood still, so did the counting
+            limit_s = self.place.hang_s if self._is_heard else _START_LIMIT_S
+            if self._num_missed_beats * _BEAT_S > limit_s:
+                self.kill(f"no sign of life for {limit_s:.1f} s")
+
+
+def _fulfil(done: asyncio.Future[dict[str, Any]], told: dict[str, Any]) -> None:
+    if not done.done():
+        done.set_result(told)
+
+
+def _fail(done: asyncio.Future[dict[str, Any]], error: SteadyError) -> None:
+    if not done.done():
+        done.set_exception(error)
+        done.exception()  # whoever waits is told; nobody has to
+
+
+def _reap(spawned: Spawned) -> None:
+    with suppress(subprocess.TimeoutExpired):  # a driver may hold it for ever
+        spawned.process.wait(timeout=_END_LIMIT_S)

@@ -1,0 +1,58 @@
+"""Starts worker processes. Light to import: a front starts its worker before it imports anything else."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+WORKER = (sys.executable, "-m", "steadyolo.cli.serve_worker")
+
+
+@dataclass(frozen=True, slots=True)
+class Spawned:
+    """A worker process, and this side of the socket to it. It ends itself when the socket is closed."""
+
+    process: subprocess.Popen[bytes]
+    connection: socket.socket
+
+
+def spawn(
+    *,
+    device: str = "cpu",
+    command: Sequence[str] = WORKER,
+    environment: Mapping[str, str] | None = None,
+    niceness: int = 0,
+) -> Spawned:
+    """Start a worker for a device: `cpu`, `cuda:N`, or the name of a MIG instance."""
+    ours, theirs = socket.socketpair()
+    package = str(Path(__file__).parents[2])  # where this package was imported from
+    process = subprocess.Popen(
+        [*command, str(theirs.fileno()), str(niceness)],
+        stdin=subprocess.DEVNULL,
+        stdout=2,  # a library that prints does not speak for the front
+        pass_fds=[theirs.fileno()],
+        env={
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(filter(None, (package, os.environ.get("PYTHONPATH")))),
+            "CUDA_VISIBLE_DEVICES": visible(device),
+            **(environment or {}),
+        },
+        start_new_session=True,  # a signal to the front is the front's to answer
+    )
+    theirs.close()
+    return Spawned(process, ours)
+
+
+def visible(device: str) -> str:
+    """What a worker for `device` may see of the machine's GPUs: the others' faults are not its own."""
+    return "" if device == "cpu" else device.removeprefix("cuda:")
+
+
+def device_inside(device: str) -> str:
+    """How a worker names its device, of which it sees no other."""
+    return "cpu" if device == "cpu" else "cuda:0"

@@ -1,0 +1,255 @@
+"""`WarmService`: models that answer at once, in processes that may end at any time."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from steadyolo.errors import SteadyError, UserError
+from steadyolo.plan.residency import Resident, plan_room, plan_start
+from steadyolo.serve.catalogue import Catalogue, Entry
+from steadyolo.serve.dispatch import Dispatcher
+from steadyolo.serve.requests import Request
+from steadyolo.serve.served_model import ServedModel
+from steadyolo.serve.service import Answer, DetectOptions, Figures, NoSuchModel, NotReady, Readiness
+from steadyolo.serve.settings import ServedName, ServeSettings
+from steadyolo.serve.slot import Slot
+from steadyolo.serve.spawning import Spawned
+from steadyolo.serve.swapping import bring, swap
+from steadyolo.serve.watching import FolderVersions, FoundVersions, Versions
+from steadyolo.serve.wire import Message
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+_RETRY_S = 1.0
+
+
+class WarmService:
+    """Implements `Service`. `find` leads from a model's name to a served model; `first` is a worker started already."""
+
+    def __init__(
+        self,
+        names: Sequence[ServedName],
+        settings: ServeSettings,
+        *,
+        find: Callable[[str], ServedModel],
+        first: Spawned | None = None,
+    ) -> None:
+        self._settings, self._find, self._first = settings, find, first
+        self._catalogue = Catalogue(names)
+        self._slots = [Slot(place, self._pump, self._lose) for place in settings.places()]
+        self._dispatch = Dispatcher(self._slots, self._catalogue.route, settings.admission)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._is_draining = False
+
+    async def start(self) -> None:
+        """Begin to load. Raises: UserError for a model that is not there, or larger than the budget."""
+        for slot in self._slots:
+            slot.start(self._first)
+            self._first = None
+        here = [entry for entry in self._catalogue.entries.values() if "://" not in entry.asked.source]
+        for entry in here:
+            await self._look(entry)
+        self._choose(here)
+        self._spawn(self._load_all(here))
+        for entry in self._catalogue.entries.values():
+            if entry not in here:
+                self._spawn(self._load_from_afar(entry))
+
+    async def detect(
+        self, name: str, image: bytes, options: DetectOptions, *, version: str | None = None, timeout_s: float
+    ) -> Answer:
+        asked = {"options": asdict(options)}
+        begun_s = time.monotonic()
+        message, request = await self._ask(name, version, "detect", asked, image, timeout_s)
+        header = message.header
+        seconds = dict(header["seconds"])
+        seconds["queue"] = seconds.get("queue", 0.0) + time.monotonic() - begun_s - sum(seconds.values())
+        height_px, width_px = header["size_px"]
+        return Answer(
+            objects=header["objects"],
+            height_px=height_px,
+            width_px=width_px,
+            model=name,
+            version=request.key.rpartition("@")[2],
+            session=header["session"],
+            seconds=seconds,
+        )
+
+    async def infer(
+        self, name: str, images: NDArray[np.float32], *, version: str | None = None, timeout_s: float
+    ) -> dict[str, NDArray[np.float32]]:
+        import numpy as np  # late: listening does not wait for it
+
+        images = np.ascontiguousarray(images, np.float32)
+        asked = {"shape": images.shape}
+        message, _ = await self._ask(name, version, "infer", asked, images.data.cast("B"), timeout_s)
+        outputs, offset = {}, 0
+        for index, shape in enumerate(message.header["shapes"]):
+            count = int(np.prod(shape))
+            outputs[f"output{index}"] = np.frombuffer(message.body, np.float32, count, offset).reshape(shape)
+            offset += 4 * count
+        return outputs
+
+    def readiness(self) -> Readiness:
+        models = tuple(entry.status(self._slots) for entry in self._catalogue.entries.values())
+        is_ready = all(model.state == "ready" for model in models if model.is_required)
+        is_failed = any(model.state == "failed" for model in models)
+        return Readiness(
+            is_ready=is_ready and not is_failed and not self._is_draining,
+            models=models,
+            is_draining=self._is_draining,
+        )
+
+    def figures(self) -> Figures:
+        entries = self._catalogue.entries.values()
+        return Figures(
+            num_queued=self._dispatch.num_queued,
+            num_running=self._dispatch.num_running,
+            num_restarts=sum(slot.num_restarts for slot in self._slots),
+            num_fallbacks=self._dispatch.num_fallbacks,
+            resident_bytes={slot.place.name: slot.num_bytes for slot in self._slots},
+            more={
+                "num_refused": self._dispatch.num_refused,
+                "num_lost": self._dispatch.num_lost,
+                "num_retried": self._dispatch.num_retried,
+                "num_swaps": sum(entry.num_swaps for entry in entries),
+                "num_refused_versions": sum(len(entry.refused) for entry in entries),
+            },
+        )
+
+    async def load(self, name: str) -> None:
+        entry = self._catalogue.entry(name)
+        async with entry.changing:
+            if entry.is_resident and not entry.failed:
+                return
+            entry.failed = ""
+            await self._look(entry)
+            for other in plan_room(
+                [self._resident(one) for one in self._catalogue.entries.values() if one.is_resident],
+                self._resident(entry),
+                budget_bytes=self._settings.budget_bytes,
+            ):
+                await self.unload(other)
+            entry.is_resident = True
+            await bring(entry, self._slots, self._settings.budget_bytes)
+            if entry.failed:
+                raise UserError(entry.failed, remedy="repair the model, and load it again")
+
+    async def unload(self, name: str) -> None:
+        entry = self._catalogue.entry(name)
+        entry.is_resident, entry.is_required = False, False
+        if key := entry.key():
+            await asyncio.gather(*(slot.drop(key) for slot in self._slots))
+
+    async def drain(self, timeout_s: float) -> None:
+        self._is_draining = True
+        until_s = time.monotonic() + timeout_s
+        while self._dispatch.num_open and time.monotonic() < until_s:
+            await asyncio.sleep(0.01)
+        for task in self._tasks:
+            task.cancel()
+        self._dispatch.refuse_all("the service ends")
+        await asyncio.gather(*(slot.end() for slot in self._slots))
+
+    # --- requests ------------------------------------------------------------------------------------------------
+
+    async def _ask(
+        self, name: str, version: str | None, kind: str, asked: dict[str, Any], body: Any, timeout_s: float
+    ) -> tuple[Message, Request]:
+        if self._is_draining:
+            raise NotReady("the service is ending", retry_after_s=_RETRY_S)
+        entry = self._catalogue.entry(name)
+        entry.used_at_s = time.monotonic()
+        if not entry.is_resident and self._settings.load_on_request:
+            begun_s = time.monotonic()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(asyncio.shield(self.load(name)), timeout_s)
+            timeout_s -= time.monotonic() - begun_s
+        key = entry.key(version)
+        if version is not None and key is None and entry.current:
+            raise NoSuchModel(
+                f"{name} has no version {version!r} here", remedy="leave the version out, or use a loaded one"
+            )
+        if not entry.is_resident or key is None or not any(slot.is_expected(key) for slot in self._slots):
+            status = entry.status(self._slots)
+            raise NotReady(f"{name} is {status.state}: {status.why or 'not warm yet'}", retry_after_s=_RETRY_S)
+        return await self._dispatch.ask(name, version, kind, asked, body, timeout_s=timeout_s)
+
+    def _pump(self) -> None:
+        self._dispatch.pump()
+
+    def _lose(self, requests: list[Request]) -> None:
+        self._dispatch.take_back(requests)
+
+    # --- models --------------------------------------------------------------------------------------------------
+
+    async def _look(self, entry: Entry) -> None:
+        """Find the version to begin with, and where others will come from."""
+        source = entry.asked.source
+        if entry.asked.is_watched and entry.versions is None:
+            is_far = "://" in source
+            entry.versions = FoundVersions(source, self._find) if is_far else FolderVersions(Path(source))
+        if entry.current is None:
+            find = entry.versions.newest if entry.versions else lambda: self._find(source)
+            entry.current = await asyncio.to_thread(find)
+
+    def _choose(self, entries: Sequence[Entry]) -> None:
+        there = [entry for entry in entries if entry.current]
+        chosen = plan_start([self._resident(entry) for entry in there], budget_bytes=self._settings.budget_bytes)
+        for entry in there:
+            entry.is_resident = entry.is_required = entry.asked.name in chosen
+            entry.why = "" if entry.is_resident else "left out: the memory budget is used up"
+        there.sort(key=lambda entry: chosen.index(entry.asked.name) if entry.is_resident else len(chosen))
+        for entry in there:  # in the order that was chosen
+            self._catalogue.entries[entry.asked.name] = self._catalogue.entries.pop(entry.asked.name)
+
+    async def _load_all(self, entries: Sequence[Entry]) -> None:
+        ordered = [one for one in self._catalogue.entries.values() if one in entries]
+        present = [one for one in ordered if one.is_resident and one.current]
+        await asyncio.gather(*(bring(entry, self._slots, self._settings.budget_bytes) for entry in present))
+        for entry in ordered:
+            if entry.versions:
+                self._spawn(self._watch(entry, entry.versions))
+
+    async def _load_from_afar(self, entry: Entry) -> None:
+        try:
+            await self._look(entry)
+        except SteadyError as error:
+            entry.failed = error.message
+            return
+        await self._load_all([entry])
+
+    async def _watch(self, entry: Entry, versions: Versions) -> None:
+        """Swap whenever there is a newer version; one that was refused is not tried again."""
+        while True:
+            await asyncio.sleep(self._settings.poll_s)
+            try:
+                newest = await asyncio.to_thread(versions.newest)
+            except SteadyError as error:
+                entry.why = error.message
+                continue
+            if newest and (entry.current is None or newest.version != entry.current.version):
+                async with entry.changing:
+                    await swap(entry, newest, self._slots, self._dispatch, self._settings)
+
+    def _resident(self, entry: Entry) -> Resident:
+        return Resident(
+            name=entry.asked.name,
+            num_bytes=entry.num_bytes(self._slots),
+            is_pinned=entry.asked.is_pinned,
+            is_busy=self._dispatch.is_used(entry.key() or ""),
+            used_at_s=entry.used_at_s,
+        )
+
+    def _spawn(self, work: Any) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)

@@ -1,0 +1,249 @@
+"""The worker process: decodes, prepares, forms batches, runs and finishes, for one device, until its front is gone."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from steadyolo.errors import SteadyError, Transient, UserError
+from steadyolo.serve import wire
+from steadyolo.serve.lane import Lane
+from steadyolo.serve.loaded import CheckGolden, Loaded, OpenEngine, load
+from steadyolo.serve.overdue import Calls
+from steadyolo.serve.place import LoadSettings
+from steadyolo.serve.service import DetectOptions, DeviceFault
+from steadyolo.serve.session import SessionSettings
+from steadyolo.serve.wire import Message
+
+BEAT_S = 0.1
+_NUM_HANDS = 2  # threads that decode and finish while another runs the session
+_RUN_LIMIT_TIMES, _COLD_RUN_LIMIT_S, _HAND_LIMIT_S, _LOAD_LIMIT_S = 10, 60.0, 5.0, 900.0
+_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+
+
+class Expired(Transient):
+    """Its time was over before anything was computed for it."""
+
+
+@dataclass(eq=False, slots=True)
+class Job:
+    """One request on its way through."""
+
+    number: int
+    loaded: Loaded
+    deadline_s: float  # of the monotonic clock, which front and worker share
+    options: DetectOptions | None  # None for a tensor, whose answer is the graph's own
+    images: NDArray[np.float32] = field(default_factory=lambda: np.empty(0, np.float32))  # as the session takes them
+    prepared: Any = None
+    size_px: tuple[int, int] = (0, 0)
+    seconds: dict[str, float] = field(default_factory=dict)
+    at_s: float = field(default_factory=time.monotonic)
+
+    def stage(self, name: str) -> None:
+        """What passed since the stage before belongs to `name`."""
+        now_s = time.monotonic()
+        self.seconds[name] = self.seconds.get(name, 0.0) + now_s - self.at_s
+        self.at_s = now_s
+
+
+class Worker:
+    """Threads: one reads what is asked, some decode and finish, one runs, one loads, one keeps warm, one beats."""
+
+    def __init__(self, connection: socket.socket, open_engine: OpenEngine, check: CheckGolden) -> None:
+        self._connection, self._open_engine, self._check = connection, open_engine, check
+        self._sending = threading.Lock()
+        self._loaded: dict[str, Loaded] = {}
+        self._lane: Lane[Job] = Lane(self._run)
+        self._calls = Calls()
+        self._hands = ThreadPoolExecutor(_NUM_HANDS, thread_name_prefix="hand")
+        self._loader = ThreadPoolExecutor(1, thread_name_prefix="loader")
+
+    def serve(self) -> None:
+        """Until the front closes the socket or says `end`."""
+        self._lane.start()
+        for target in (self._beat, self._keep_warm):
+            threading.Thread(target=target, name=target.__name__, daemon=True).start()
+        while (message := wire.receive(self._connection)) is not None and message.kind != "end":
+            self._take(message)
+
+    def _take(self, message: Message) -> None:
+        asked = message.header
+        number = asked["number"]
+        if message.kind == "load":
+            self._loader.submit(self._guarded, [number], lambda: self._load(asked))
+        elif (loaded := self._loaded.get(asked["key"])) is None:
+            self._refuse(number, UserError(f"{asked['key']} is not loaded here", remedy="load it first"))
+        elif message.kind == "unload":
+            self._loader.submit(self._guarded, [number], lambda: self._unload(number, loaded))
+        else:
+            options = DetectOptions(**asked["options"]) if message.kind == "detect" else None
+            job = Job(number, loaded, asked["deadline_s"], options)
+            self._lane.expect()
+            self._hands.submit(self._guarded, [number], lambda: self._prepare(job, message), self._lane.gave_up)
+
+    # --- engines -------------------------------------------------------------------------------------------------
+
+    def _load(self, asked: dict[str, Any]) -> None:
+        begun_s, before_bytes, key = time.monotonic(), _resident_bytes(), asked["key"]
+        session = asked["session"]
+        session["cache"] = session["cache"] and Path(session["cache"])
+        with self._calls.limited(f"loading {key}", _LOAD_LIMIT_S):
+            try:
+                loaded = load(
+                    key,
+                    Path(asked["folder"]),
+                    SessionSettings(**session),
+                    LoadSettings(**asked["settings"]),
+                    self._open_engine,
+                    self._check,
+                )
+            except DeviceFault as error:  # of this model or of the device: the front knows which
+                self._refuse(asked["number"], error)
+                return
+            if loaded.settings.warm_up:
+                self._tell("warming", key=key)
+                loaded.warm_up(self._lane.between)
+        loaded.num_bytes = max(0, _resident_bytes() - before_bytes)
+        loaded.load_s = time.monotonic() - begun_s
+        self._loaded[key] = loaded
+        self._tell("reply", number=asked["number"], **loaded.told())
+        if loaded.settings.warm_up and loaded.settings.max_batch > 1 and loaded.model.is_dynamic:
+            self._loader.submit(self._grow, loaded)
+
+    def _grow(self, loaded: Loaded) -> None:
+        """Find out, beside requests, which larger batches pay; none is formed before it is warm."""
+        size = 2
+        while size <= loaded.settings.max_batch and self._loaded.get(loaded.key) is loaded:
+            loaded.warm_up(self._lane.between, num_images=size)
+            for shape_px in loaded.engine.shapes_px:
+                self._lane.bucket((loaded.key, shape_px), loaded.buckets, hold_s=loaded.settings.hold_s)
+            self._tell("measured", key=loaded.key, **loaded.told())
+            size *= 2
+
+    def _unload(self, number: int, loaded: Loaded) -> None:
+        self._loaded.pop(loaded.key, None)
+        self._lane.between(loaded.engine.session.close)
+        self._tell("reply", number=number)
+
+    def _keep_warm(self) -> None:
+        while True:
+            time.sleep(BEAT_S)
+            for loaded in list(self._loaded.values()):
+                if loaded.is_due(time.monotonic()):
+                    self._guarded([], partial(self._refresh, loaded))
+
+    def _refresh(self, loaded: Loaded) -> None:
+        with self._calls.limited(f"refreshing {loaded.key}", _HAND_LIMIT_S + self._limit_s(loaded, 1)):
+            loaded.refresh(self._lane.between)
+        self._tell("refreshed", key=loaded.key)
+
+    # --- requests ------------------------------------------------------------------------------------------------
+
+    def _prepare(self, job: Job, message: Message) -> None:
+        job.stage("queue")
+        if time.monotonic() > job.deadline_s:
+            raise Expired("its time was over before it was begun", remedy="send it again")
+        engine = job.loaded.engine
+        with self._calls.limited("decoding", _HAND_LIMIT_S):
+            if job.options is None:
+                job.images = np.frombuffer(message.body, np.float32).reshape(message.header["shape"])
+            else:
+                picture = engine.decode(message.body)  # type: ignore[arg-type]
+                job.size_px = (picture.shape[0], picture.shape[1])
+                job.stage("decode")
+                job.prepared = engine.prepare(picture)
+                job.images = job.prepared.image[None]
+        job.stage("prepare")
+        kind = (job.loaded.key, job.images.shape[-2:]) if job.options else job.number  # tensors go alone
+        self._lane.put(job, kind)
+
+    def _run(self, jobs: list[Job]) -> None:
+        self._guarded([job.number for job in jobs], lambda: self._run_together(jobs))
+
+    def _run_together(self, jobs: list[Job]) -> None:
+        loaded = jobs[0].loaded
+        late = [job for job in jobs if time.monotonic() > job.deadline_s]
+        for job in late:
+            self._refuse(job.number, Expired("its time was over before it ran", remedy="send it again"))
+        if not (jobs := [job for job in jobs if job not in late]):
+            return
+        for job in jobs:
+            job.stage("queue")
+        images = jobs[0].images if len(jobs) == 1 else np.concatenate([job.images for job in jobs])
+        with self._calls.limited("a run", self._limit_s(loaded, len(images))):
+            outputs = loaded.engine.session.run(images)
+        loaded.used_s = time.monotonic()
+        for index, job in enumerate(jobs):
+            job.stage("run")
+            mine = outputs if job.options is None else [output[index : index + 1] for output in outputs]
+            self._hands.submit(self._guarded, [job.number], partial(self._finish, job, mine, len(jobs)))
+
+    def _finish(self, job: Job, outputs: list[NDArray[np.float32]], num_together: int) -> None:
+        told: dict[str, Any] = {"number": job.number, "session": job.loaded.engine.session.label}
+        if job.options is None:
+            job.stage("finish")
+            body = b"".join(np.ascontiguousarray(one, np.float32).tobytes() for one in outputs)
+            self._tell("reply", body, **told, shapes=[one.shape for one in outputs], seconds=job.seconds)
+            return
+        with self._calls.limited("finishing", _HAND_LIMIT_S):
+            objects = job.loaded.engine.finish(outputs, [job.prepared], job.options)[0].summary()
+        job.stage("finish")
+        self._tell(
+            "reply", **told, objects=objects, size_px=job.size_px, seconds=job.seconds, num_together=num_together
+        )
+
+    def _limit_s(self, loaded: Loaded, num_images: int) -> float:
+        usual_s = loaded.usual_s(num_images)
+        return max(loaded.settings.hang_s, _RUN_LIMIT_TIMES * usual_s) if usual_s else _COLD_RUN_LIMIT_S
+
+    # --- what is said --------------------------------------------------------------------------------------------
+
+    def _guarded(
+        self, numbers: list[int], do: Callable[[], object], otherwise: Callable[[], None] | None = None
+    ) -> None:
+        """The edge of every thread: what goes wrong is answered, or takes the whole worker out."""
+        try:
+            do()
+        except (DeviceFault, MemoryError) as error:
+            self._tell("fault", why=str(error) or "out of memory")
+        except (BrokenPipeError, ConnectionError):
+            raise SystemExit from None  # the front is gone
+        except Exception as error:  # noqa: BLE001  # a mistake of ours, or an error of a library: told whole
+            if not isinstance(error, SteadyError):
+                error = SteadyError(f"{type(error).__name__}: {error}", remedy="report it with what was asked")
+            for number in numbers:
+                self._refuse(number, error)
+            if not numbers:
+                self._tell("fault", why=error.message)
+        else:
+            return
+        if otherwise:
+            otherwise()
+
+    def _refuse(self, number: int, error: SteadyError) -> None:
+        self._tell("error", number=number, type=type(error).__name__, message=error.message, remedy=error.remedy)
+
+    def _tell(self, kind: str, body: bytes = b"", **header: Any) -> None:
+        with self._sending:
+            wire.send(self._connection, Message({"kind": kind, **header}, body))
+
+    def _beat(self) -> None:
+        while True:
+            self._tell("beat", overdue=self._calls.beat(BEAT_S), num_bytes=_resident_bytes())
+            time.sleep(BEAT_S)
+
+
+def _resident_bytes() -> int:
+    with open("/proc/self/statm", "rb") as file:
+        return int(file.read().split()[1]) * _PAGE_BYTES
