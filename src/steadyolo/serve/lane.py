@@ -37,11 +37,14 @@ class Lane(Generic[Job]):
             self._num_coming -= 1
             self._changed.notify()
 
-    def put(self, job: Job, kind: Hashable) -> None:
-        """What was expected is here."""
+    def put(self, job: Job, kind: Hashable, *, is_behind: bool = False) -> None:
+        """What was expected is here; where `is_behind`, others go first."""
         with self._changed:
             self._num_coming -= 1
-            self._batcher.put(job, kind, now_s=time.monotonic())
+            if is_behind:
+                self._batcher.put_behind(job, now_s=time.monotonic())
+            else:
+                self._batcher.put(job, kind, now_s=time.monotonic())
             self._changed.notify()
 
     def between(self, task: Task) -> Any:

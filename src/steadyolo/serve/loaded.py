@@ -5,12 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from steadyolo.serve import pictures
 from steadyolo.serve.golden import PICTURE
 from steadyolo.serve.place import LoadSettings
 from steadyolo.serve.served_model import ServedModel, open_served
@@ -20,18 +22,20 @@ from steadyolo.serve.warmup import Warmth, paying_buckets, warm
 
 _EVERY_BOX = DetectOptions(conf=1e-6)  # thousands of candidates: as bad as a picture gets
 
+Shape = tuple[int, int]
 Run = Callable[[Callable[[], Any]], Any]  # calls it in the thread that runs sessions, or on the spot
+Through = Callable[[Shape], None]  # the golden picture through the way of every request, in that shape
 
 
 class Engine(Protocol):
     """Pixels to results; `steadyolo.serve.engine.Engine` is one. Only its session is used by one thread at a time."""
 
     session: Session
-    shapes_px: tuple[tuple[int, int], ...]
+    shapes_px: tuple[Shape, ...]
 
     def decode(self, data: bytes) -> NDArray[np.uint8]: ...
 
-    def prepare(self, picture: NDArray[np.uint8], shape_px: tuple[int, int] | None = None) -> Any: ...
+    def prepare(self, picture: NDArray[np.uint8], shape_px: Shape | None = None) -> Any: ...
 
     def finish(self, outputs: Sequence[Output], prepared: Sequence[Any], options: DetectOptions) -> list[Any]: ...
 
@@ -54,7 +58,7 @@ class Loaded:
     engine: Engine
     settings: LoadSettings
     check: CheckGolden
-    golden: bytes
+    golden: bytes  # the golden picture, as a JPEG: what most requests are
     warmth: dict[int, Warmth] = field(default_factory=dict)  # by batch size, in the full shape
     buckets: tuple[int, ...] = (1,)
     num_bytes: int = 0  # that the process grew by
@@ -67,16 +71,22 @@ class Loaded:
         one = self.warmth.get(num_images) or self.warmth.get(1)
         return one.usual_s if one else 0.0
 
-    def warm_up(self, run: Run, *, num_images: int = 1) -> None:
-        """Each shape through the whole path, at first with every box there could be, until times are flat."""
+    def warm_up(self, through: Through) -> None:
+        """Each shape the whole way, at first with every box there could be, until times are flat."""
         for shape_px in self.engine.shapes_px:
-            self._pass(_at_once, num_images, shape_px, _EVERY_BOX)  # slow; nobody else has this session yet
+            self._pass(_at_once, 1, shape_px, _EVERY_BOX)  # slow, so beside others; nobody else has this session yet
+            warmth = warm(partial(through, shape_px), limit_s=self.settings.warm_limit_s, clock=time.perf_counter)
+            self.warmth.setdefault(1, warmth)  # of the full shape, which comes first and takes longest
+
+    def warm_up_batch(self, num_images: int, run: Run) -> None:
+        """As many images at once in each shape; `buckets` tells whether that pays."""
+        for shape_px in self.engine.shapes_px:
             warmth = warm(
                 lambda shape_px=shape_px: self._pass(run, num_images, shape_px, DetectOptions()),  # type: ignore[misc]
                 limit_s=self.settings.warm_limit_s,
                 clock=time.perf_counter,
             )
-            self.warmth.setdefault(num_images, warmth)  # of the full shape, which comes first and takes longest
+            self.warmth.setdefault(num_images, warmth)
         self.buckets = paying_buckets({size: warmth.usual_s for size, warmth in self.warmth.items()})
 
     def is_due(self, now_s: float) -> bool:
@@ -90,11 +100,11 @@ class Loaded:
         if self.settings.check:
             run(lambda: self.check(self.engine.session, self.model))
         if self.settings.warm_up:
-            for shape_px in self.engine.shapes_px:
+            for shape_px in self.engine.shapes_px[1:]:  # the first was just run
                 self._pass(run, 1, shape_px, DetectOptions())
         self.checked_s = time.monotonic()
 
-    def _pass(self, run: Run, num_images: int, shape_px: tuple[int, int], options: DetectOptions) -> None:
+    def _pass(self, run: Run, num_images: int, shape_px: Shape, options: DetectOptions) -> None:
         prepared = self.engine.prepare(self.engine.decode(self.golden), shape_px)
         images = np.stack([prepared.image] * num_images)
         outputs = run(lambda: self.engine.session.run(images))
@@ -132,7 +142,12 @@ def load(
     if settings.check:
         check(engine.session, model)
     return Loaded(
-        key=key, model=model, engine=engine, settings=settings, check=check, golden=(folder / PICTURE).read_bytes()
+        key=key,
+        model=model,
+        engine=engine,
+        settings=settings,
+        check=check,
+        golden=pictures.as_jpeg(engine.decode((folder / PICTURE).read_bytes())),
     )
 
 

@@ -32,6 +32,11 @@ def decode(data: bytes, limits: PictureLimits) -> Picture:
     return cast(Picture, picture)
 
 
+def as_jpeg(picture: Picture) -> bytes:
+    """The picture as most cameras send theirs."""
+    return cv2.imencode(".jpg", picture)[1].tobytes()
+
+
 def letterboxed(picture: Picture, box: Letterbox) -> NDArray[np.float32]:
     """The picture as the graph takes it: (3, height, width), RGB, 0 to 1, grey around it."""
     height, width = box.content_px

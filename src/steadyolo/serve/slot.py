@@ -18,12 +18,15 @@ from steadyolo.serve.admission import Pace
 from steadyolo.serve.place import Place
 from steadyolo.serve.requests import Request, error_of, lost
 from steadyolo.serve.served_model import ServedModel
+from steadyolo.serve.service import DetectOptions
 from steadyolo.serve.spawning import Spawned
 from steadyolo.serve.wire import Message
 
 _BEAT_S = 0.1  # as workers do
 _START_LIMIT_S = 120.0  # for importing its runtime
 _END_LIMIT_S = 2.0
+_NUM_REHEARSALS, _REHEARSAL_LIMIT_S = 3, 60.0
+_USUAL = asdict(DetectOptions())
 _HEALTHY_S = 30.0  # after which a worker's earlier ends do not count
 _log = logging.getLogger(__name__)
 _numbers = itertools.count(1)
@@ -40,6 +43,8 @@ class _Wanted:
     done: asyncio.Future[dict[str, Any]]
     was_warm: bool = False
     why: str = ""
+    golden: bytes = b""  # its golden picture, as a JPEG
+    used_s: float = 0.0
 
 
 class Slot:
@@ -55,6 +60,8 @@ class Slot:
         self._on_change, self._on_loss = on_change, on_loss
         self._wanted: dict[str, _Wanted] = {}
         self._asked: dict[int, tuple[str, asyncio.Future[dict[str, Any]]]] = {}  # loads and unloads
+        self._rehearsals: dict[int, asyncio.Future[dict[str, Any]]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
         self._writer: asyncio.StreamWriter | None = None
         self._spawned: Spawned | None = None
         self._num_missed_beats, self._is_heard, self._is_ending = 0, False, False
@@ -80,6 +87,7 @@ class Slot:
         """Compute it; its answer comes by itself, or it is in a loss."""
         if not self.outstanding:
             self.pace.begins(time.monotonic())
+        self._wanted[key].used_s = time.monotonic()
         request.key = key
         request.is_by_fallback = self.place.is_fallback
         self.outstanding[request.number] = request
@@ -194,6 +202,9 @@ class Slot:
         self.num_bytes = 0
         losses, self.outstanding = list(self.outstanding.values()), {}
         asked, self._asked = self._asked, {}
+        rehearsals, self._rehearsals = self._rehearsals, {}
+        for done in rehearsals.values():
+            _fulfil(done, {})
         for key, done in asked.values():
             if key not in self._wanted or not self.place.is_restarted or self._is_ending:
                 _fail(done, lost(why))
@@ -229,7 +240,8 @@ class Slot:
                     self.loaded[header["key"]] = header
             case "reply" | "error" if header["number"] in self._asked:
                 self._settle_load(*self._asked.pop(header["number"]), message)
-                self._on_change()
+            case "reply" | "error" if header["number"] in self._rehearsals:
+                _fulfil(self._rehearsals.pop(header["number"]), header)
             case "reply" | "error":
                 request = self.outstanding.pop(header["number"], None)
                 self.pace.finishes(time.monotonic(), is_idle=not self.outstanding)
@@ -243,14 +255,36 @@ class Slot:
         if wanted is None or wanted.done is not done:  # an unload, or a load that nobody wants any more
             _fulfil(done, message.header)
         elif message.kind == "reply":
-            self.loaded[key], wanted.was_warm, wanted.why = message.header, True, ""
-            _fulfil(done, message.header)
+            wanted.golden = bytes(message.body)
+            task = asyncio.get_running_loop().create_task(self._open(key, wanted, message.header))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
         else:
             error = error_of(message)
             wanted.why = error.message
             if wanted.was_warm:  # it was right before: the device is not, and may be in a fresh process
                 self.kill(error.message)
             _fail(done, error)
+
+    async def _open(self, key: str, wanted: _Wanted, told: dict[str, Any]) -> None:
+        """The worker is warm; now the way to it and back."""
+        if self.place.load.warm_up:
+            for _ in range(_NUM_REHEARSALS):
+                await self._rehearse(key, wanted)
+        if self._writer and self._wanted.get(key) is wanted:
+            self.loaded[key], wanted.was_warm, wanted.why = told, True, ""
+            wanted.used_s = time.monotonic()
+            _fulfil(wanted.done, told)
+            self._on_change()
+
+    async def _rehearse(self, key: str, wanted: _Wanted) -> None:
+        """The golden picture, as if it were a request; real ones go first."""
+        wanted.used_s = time.monotonic()
+        number, done = next(_numbers), asyncio.get_running_loop().create_future()
+        self._rehearsals[number] = done
+        asked = {"options": _USUAL, "is_behind": True, "deadline_s": wanted.used_s + _REHEARSAL_LIMIT_S}
+        self._send(Message({"kind": "detect", "number": number, "key": key, **asked}, wanted.golden))
+        await done
 
     async def _watch(self) -> None:
         while True:
@@ -259,6 +293,16 @@ class Slot:
             limit_s = self.place.hang_s if self._is_heard else _START_LIMIT_S
             if self._num_missed_beats * _BEAT_S > limit_s:
                 self.kill(f"no sign of life for {limit_s:.1f} s")
+            if self.place.load.warm_up and not self._rehearsals:
+                await self._keep_warm()
+
+    async def _keep_warm(self) -> None:
+        """What nobody asked for a while goes once the whole way, so that the next request is no first one."""
+        for key in list(self.loaded):
+            wanted = self._wanted.get(key)
+            if wanted and time.monotonic() - wanted.used_s >= self.place.load.idle_s:
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._rehearse(key, wanted), _BEAT_S)
 
 
 def _fulfil(done: asyncio.Future[dict[str, Any]], told: dict[str, Any]) -> None:

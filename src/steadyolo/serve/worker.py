@@ -7,7 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -38,12 +38,16 @@ class Expired(Transient):
 
 @dataclass(eq=False, slots=True)
 class Job:
-    """One request on its way through."""
+    """One request on its way through; ends with `told` or `refused`."""
 
-    number: int
     loaded: Loaded
-    deadline_s: float  # of the monotonic clock, which front and worker share
+    body: bytes | bytearray | memoryview
     options: DetectOptions | None  # None for a tensor, whose answer is the graph's own
+    told: Callable[[dict[str, Any], bytes], None]
+    refused: Callable[[SteadyError], None]
+    deadline_s: float = float("inf")  # of the monotonic clock, which front and worker share
+    shape: tuple[int, ...] | None = None  # that it has, or that a picture is to be prepared in
+    is_behind: bool = False  # others go first
     images: NDArray[np.float32] = field(default_factory=lambda: np.empty(0, np.float32))  # as the session takes them
     prepared: Any = None
     size_px: tuple[int, int] = (0, 0)
@@ -78,19 +82,27 @@ class Worker:
             self._take(message)
 
     def _take(self, message: Message) -> None:
-        asked = message.header
-        number = asked["number"]
+        asked, number = message.header, message.header["number"]
+        refused = partial(self._refuse, number)
         if message.kind == "load":
-            self._loader.submit(self._guarded, [number], lambda: self._load(asked))
+            self._loader.submit(self._guarded, refused, partial(self._load, asked))
         elif (loaded := self._loaded.get(asked["key"])) is None:
-            self._refuse(number, UserError(f"{asked['key']} is not loaded here", remedy="load it first"))
+            refused(UserError(f"{asked['key']} is not loaded here", remedy="load it first"))
         elif message.kind == "unload":
-            self._loader.submit(self._guarded, [number], lambda: self._unload(number, loaded))
+            self._loader.submit(self._guarded, refused, partial(self._unload, number, loaded))
         else:
-            options = DetectOptions(**asked["options"]) if message.kind == "detect" else None
-            job = Job(number, loaded, asked["deadline_s"], options)
-            self._lane.expect()
-            self._hands.submit(self._guarded, [number], lambda: self._prepare(job, message), self._lane.gave_up)
+            self._begin(
+                Job(
+                    loaded,
+                    message.body,
+                    DetectOptions(**asked["options"]) if message.kind == "detect" else None,
+                    told=partial(self._answer, number),
+                    refused=refused,
+                    deadline_s=asked["deadline_s"],
+                    shape=asked.get("shape"),
+                    is_behind=asked.get("is_behind", False),
+                )
+            )
 
     # --- engines -------------------------------------------------------------------------------------------------
 
@@ -113,11 +125,11 @@ class Worker:
                 return
             if loaded.settings.warm_up:
                 self._tell("warming", key=key)
-                loaded.warm_up(self._lane.between)
+                loaded.warm_up(partial(self._rehearse, loaded))
         loaded.num_bytes = max(0, _resident_bytes() - before_bytes)
         loaded.load_s = time.monotonic() - begun_s
         self._loaded[key] = loaded
-        self._tell("reply", number=asked["number"], **loaded.told())
+        self._tell("reply", loaded.golden, number=asked["number"], **loaded.told())
         if loaded.settings.warm_up and loaded.settings.max_batch > 1 and loaded.model.is_dynamic:
             self._loader.submit(self._grow, loaded)
 
@@ -125,7 +137,7 @@ class Worker:
         """Find out, beside requests, which larger batches pay; none is formed before it is warm."""
         size = 2
         while size <= loaded.settings.max_batch and self._loaded.get(loaded.key) is loaded:
-            loaded.warm_up(self._lane.between, num_images=size)
+            loaded.warm_up_batch(size, self._lane.between)
             for shape_px in loaded.engine.shapes_px:
                 self._lane.bucket((loaded.key, shape_px), loaded.buckets, hold_s=loaded.settings.hold_s)
             self._tell("measured", key=loaded.key, **loaded.told())
@@ -136,12 +148,28 @@ class Worker:
         self._lane.between(loaded.engine.session.close)
         self._tell("reply", number=number)
 
+    def _rehearse(self, loaded: Loaded, shape_px: tuple[int, int]) -> None:
+        """The golden picture through the way of every request."""
+        done: Future[None] = Future()
+        self._begin(
+            Job(
+                loaded,
+                loaded.golden,
+                DetectOptions(),
+                told=lambda _told, _body: done.set_result(None),
+                refused=done.set_exception,
+                shape=shape_px,
+                is_behind=True,
+            )
+        )
+        done.result()
+
     def _keep_warm(self) -> None:
         while True:
             time.sleep(BEAT_S)
             for loaded in list(self._loaded.values()):
                 if loaded.is_due(time.monotonic()):
-                    self._guarded([], partial(self._refresh, loaded))
+                    self._guarded(None, partial(self._refresh, loaded))
 
     def _refresh(self, loaded: Loaded) -> None:
         with self._calls.limited(f"refreshing {loaded.key}", _HAND_LIMIT_S + self._limit_s(loaded, 1)):
@@ -150,58 +178,66 @@ class Worker:
 
     # --- requests ------------------------------------------------------------------------------------------------
 
-    def _prepare(self, job: Job, message: Message) -> None:
+    def _begin(self, job: Job) -> None:
+        self._lane.expect()
+        self._hands.submit(self._guarded, job.refused, partial(self._prepare, job), self._lane.gave_up)
+
+    def _prepare(self, job: Job) -> None:
         job.stage("queue")
         if time.monotonic() > job.deadline_s:
             raise Expired("its time was over before it was begun", remedy="send it again")
         engine = job.loaded.engine
         with self._calls.limited("decoding", _HAND_LIMIT_S):
             if job.options is None:
-                job.images = np.frombuffer(message.body, np.float32).reshape(message.header["shape"])
+                job.images = np.frombuffer(job.body, np.float32).reshape(job.shape or ())
             else:
-                picture = engine.decode(message.body)  # type: ignore[arg-type]
+                picture = engine.decode(job.body)  # type: ignore[arg-type]  # any buffer will do
                 job.size_px = (picture.shape[0], picture.shape[1])
                 job.stage("decode")
-                job.prepared = engine.prepare(picture)
+                job.prepared = engine.prepare(picture, job.shape)  # type: ignore[arg-type]
                 job.images = job.prepared.image[None]
         job.stage("prepare")
-        kind = (job.loaded.key, job.images.shape[-2:]) if job.options else job.number  # tensors go alone
-        self._lane.put(job, kind)
+        kind = (job.loaded.key, job.images.shape[-2:]) if job.options else id(job)  # tensors go alone
+        self._lane.put(job, kind, is_behind=job.is_behind)
 
     def _run(self, jobs: list[Job]) -> None:
-        self._guarded([job.number for job in jobs], lambda: self._run_together(jobs))
+        def refused(error: SteadyError) -> None:
+            for job in jobs:
+                job.refused(error)
+
+        self._guarded(refused, lambda: self._run_together(jobs))
 
     def _run_together(self, jobs: list[Job]) -> None:
-        loaded = jobs[0].loaded
         late = [job for job in jobs if time.monotonic() > job.deadline_s]
         for job in late:
-            self._refuse(job.number, Expired("its time was over before it ran", remedy="send it again"))
+            job.refused(Expired("its time was over before it ran", remedy="send it again"))
         if not (jobs := [job for job in jobs if job not in late]):
             return
         for job in jobs:
             job.stage("queue")
+        loaded = jobs[0].loaded
         images = jobs[0].images if len(jobs) == 1 else np.concatenate([job.images for job in jobs])
         with self._calls.limited("a run", self._limit_s(loaded, len(images))):
             outputs = loaded.engine.session.run(images)
-        loaded.used_s = time.monotonic()
+        if not jobs[0].is_behind:
+            loaded.used_s = time.monotonic()
         for index, job in enumerate(jobs):
             job.stage("run")
             mine = outputs if job.options is None else [output[index : index + 1] for output in outputs]
-            self._hands.submit(self._guarded, [job.number], partial(self._finish, job, mine, len(jobs)))
+            self._hands.submit(self._guarded, job.refused, partial(self._finish, job, mine, len(jobs)))
 
     def _finish(self, job: Job, outputs: list[NDArray[np.float32]], num_together: int) -> None:
-        told: dict[str, Any] = {"number": job.number, "session": job.loaded.engine.session.label}
-        if job.options is None:
-            job.stage("finish")
-            body = b"".join(np.ascontiguousarray(one, np.float32).tobytes() for one in outputs)
-            self._tell("reply", body, **told, shapes=[one.shape for one in outputs], seconds=job.seconds)
-            return
+        told: dict[str, Any] = {"session": job.loaded.engine.session.label, "seconds": job.seconds}
+        body = b""
         with self._calls.limited("finishing", _HAND_LIMIT_S):
-            objects = job.loaded.engine.finish(outputs, [job.prepared], job.options)[0].summary()
+            if job.options is None:
+                body = b"".join(np.ascontiguousarray(one, np.float32).tobytes() for one in outputs)
+                told["shapes"] = [one.shape for one in outputs]
+            else:
+                told["objects"] = job.loaded.engine.finish(outputs, [job.prepared], job.options)[0].summary()
+                told |= {"size_px": job.size_px, "num_together": num_together}
         job.stage("finish")
-        self._tell(
-            "reply", **told, objects=objects, size_px=job.size_px, seconds=job.seconds, num_together=num_together
-        )
+        job.told(told, body)
 
     def _limit_s(self, loaded: Loaded, num_images: int) -> float:
         usual_s = loaded.usual_s(num_images)
@@ -210,7 +246,10 @@ class Worker:
     # --- what is said --------------------------------------------------------------------------------------------
 
     def _guarded(
-        self, numbers: list[int], do: Callable[[], object], otherwise: Callable[[], None] | None = None
+        self,
+        refused: Callable[[SteadyError], None] | None,
+        do: Callable[[], object],
+        otherwise: Callable[[], None] | None = None,
     ) -> None:
         """The edge of every thread: what goes wrong is answered, or takes the whole worker out."""
         try:
@@ -222,14 +261,17 @@ class Worker:
         except Exception as error:  # noqa: BLE001  # a mistake of ours, or an error of a library: told whole
             if not isinstance(error, SteadyError):
                 error = SteadyError(f"{type(error).__name__}: {error}", remedy="report it with what was asked")
-            for number in numbers:
-                self._refuse(number, error)
-            if not numbers:
+            if refused:
+                refused(error)
+            else:
                 self._tell("fault", why=error.message)
         else:
             return
         if otherwise:
             otherwise()
+
+    def _answer(self, number: int, told: dict[str, Any], body: bytes) -> None:
+        self._tell("reply", body, number=number, **told)
 
     def _refuse(self, number: int, error: SteadyError) -> None:
         self._tell("error", number=number, type=type(error).__name__, message=error.message, remedy=error.remedy)
