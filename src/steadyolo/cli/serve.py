@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING
 
 from steadyolo.adapters.http.listening import listen
 from steadyolo.errors import UserError
-from steadyolo.serve.settings import ServedName, ServeSettings
 from steadyolo.serve.spawning import spawn
 
 if TYPE_CHECKING:
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
     from steadyolo.adapters.http.limits import HttpLimits
     from steadyolo.serve.served_model import ServedModel
     from steadyolo.serve.service import Readiness
+    from steadyolo.serve.settings import ServedName, ServeSettings
     from steadyolo.serve.spawning import Spawned
 
 TOKENS = "STEADYOLO_TOKENS"  # the environment variable
@@ -45,12 +45,11 @@ def main(arguments: list[str]) -> None:
     """Serve until SIGTERM or SIGINT. Raises: UserError before anything is started where that can be told."""
     started_s = time.perf_counter()
     asked = _parser().parse_args(arguments)
-    names, settings = served_names(asked.models, is_watched=asked.watch, pinned=asked.pin), _settings(asked)
     listener = listen(asked.host, asked.port)
     variable = os.environ.pop(TOKENS, None)  # the workers have no use for it
-    first = spawn(device=settings.devices[0])
+    first = spawn(device=asked.device.partition(",")[0])
     try:
-        is_whole = _serve(asked, names, settings, listener, first, variable, started_s)
+        is_whole = _serve(asked, listener, first, variable, started_s)
     finally:
         first.connection.close()
     if not is_whole:
@@ -59,6 +58,8 @@ def main(arguments: list[str]) -> None:
 
 def served_names(models: Sequence[str], *, is_watched: bool, pinned: Sequence[str] = ()) -> list[ServedName]:
     """What each model is called and where it is. Raises: UserError where two have one name."""
+    from steadyolo.serve.settings import ServedName
+
     names: dict[str, ServedName] = {}
     for model in models:
         match = _NAMED.fullmatch(model)
@@ -85,6 +86,7 @@ def _settings(asked: argparse.Namespace) -> ServeSettings:
     from steadyolo.serve.admission import Admission
     from steadyolo.serve.place import LoadSettings
     from steadyolo.serve.session import SessionSettings
+    from steadyolo.serve.settings import ServeSettings
     from steadyolo.spec.size import parse_bytes
 
     return ServeSettings(
@@ -114,13 +116,7 @@ def _limits(asked: argparse.Namespace) -> HttpLimits:
 
 
 def _serve(
-    asked: argparse.Namespace,
-    names: list[ServedName],
-    settings: ServeSettings,
-    listener: socket.socket,
-    first: Spawned,
-    variable: str | None,
-    started_s: float,
+    asked: argparse.Namespace, listener: socket.socket, first: Spawned, variable: str | None, started_s: float
 ) -> bool:
     import asyncio
     import logging
@@ -135,12 +131,13 @@ def _serve(
     logging.basicConfig(
         level=asked.log_level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
+    names = served_names(asked.models, is_watched=asked.watch, pinned=asked.pin)
     tokens = read_tokens(asked.token_file, variable)
     address = _address(listener)
     is_private = address.startswith(("127.", "[::1]"))
     if not tokens and not is_private:
         _tell(f"warning: anybody who reaches {address} may use these models; --token-file names who may")
-    service = WarmService(names, settings, find=_find, first=first)
+    service = WarmService(names, _settings(asked), find=_find, first=first)
     limits = _limits(asked)
     app = App(service, limits, tokens, may_control=bool(tokens) or is_private)
 

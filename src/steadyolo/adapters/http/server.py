@@ -77,7 +77,11 @@ class Front:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_signal)
-        await self._app.service.start()
+        try:
+            await self._app.service.start()
+        except SteadyError:
+            await self._app.service.drain(0.0)
+            raise
         serving = asyncio.create_task(self._server.serve(sockets=[self._listener]))
         getting_ready = asyncio.create_task(self._get_ready())
         asked = asyncio.create_task(self._asked.wait())

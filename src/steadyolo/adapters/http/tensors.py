@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from steadyolo.adapters.http.problems import Refused
-from steadyolo.serve.served_model import ServedModel
+from steadyolo.serve.served_model import INPUT, ServedModel
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-INPUT, DATATYPE = "images", "FP32"
+DATATYPE = "FP32"
 _ITEM_BYTES = 4
 _CHUNK_NUMBERS = 20_000  # written as JSON at once: others get their turn in between
 
@@ -41,17 +41,8 @@ def input_of(model: ServedModel) -> Tensor:
 
 
 def outputs_of(model: ServedModel) -> tuple[Tensor, ...]:
-    """What the model's graph gives, as Ultralytics exports it."""
-    if model.task == "classify":
-        return (Tensor("output0", (-1, len(model.classes))),)
-    more = {
-        "segment": model.num_mask_weights or 0,
-        "pose": math.prod(model.keypoint_shape or (0,)),
-        "obb": 1,
-    }.get(model.task, 0)
-    boxes = (-1, -1, 6 + more) if model.is_end_to_end else (-1, 4 + len(model.classes) + more, -1)
-    masks = (Tensor("output1", (-1, model.num_mask_weights or -1, -1, -1)),) if model.task == "segment" else ()
-    return (Tensor("output0", boxes), *masks)
+    """What the model's graph gives, in its order."""
+    return tuple(Tensor(name, tuple(shape)) for name, shape in model.outputs.items())
 
 
 @dataclass(frozen=True, slots=True)

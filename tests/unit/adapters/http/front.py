@@ -43,6 +43,7 @@ class Running:
     app: App
     service: PlainService
     loop: asyncio.AbstractEventLoop
+    server: Server
 
     def ask(self, method: str, path: str, body: bytes | None = None, **headers: str) -> Reply:
         """One request on a connection of its own; `_` in a header's name stands for `-`."""
@@ -60,6 +61,9 @@ class Running:
 
     def raw(self, timeout_s: float = 20.0) -> socket.socket:
         return socket.create_connection(("127.0.0.1", self.port), timeout=timeout_s)
+
+    def connections(self) -> set[Any]:
+        return self.server.server_state.connections
 
     def in_loop(self, do: Callable[[], Any]) -> Any:
         """What `do` returns, called in the front's thread."""
@@ -97,11 +101,12 @@ def running(
     thread = threading.Thread(target=asyncio.run, args=[serve()])
     thread.start()
     try:
-        assert started.wait(20)
-        app, service, loop, _ = made
-        yield Running(port, app, service, loop)
+        while not started.wait(0.05):
+            assert thread.is_alive(), "the front did not start"
+        yield Running(port, *made)
     finally:
-        made[-1].should_exit = made[-1].force_exit = True
+        if made:
+            made[-1].should_exit = made[-1].force_exit = True
         thread.join(20)
 
 

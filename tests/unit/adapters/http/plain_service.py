@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
-from steadyolo.serve.served_model import ServedModel, Source
+from steadyolo.serve.served_model import Preparation, ServedModel, Source
 from steadyolo.serve.service import (
     Answer,
     BadImage,
@@ -43,6 +43,8 @@ def small_model(version: str = "0123456789ab") -> ServedModel:
         stride_px=32,
         is_dynamic=False,
         is_end_to_end=False,
+        preparation=Preparation(fit="letterbox"),
+        outputs={"output0": (-1, 4 + len(CLASSES), -1)},
         keypoint_shape=None,
         num_mask_weights=None,
         graphs={"onnx": "model.onnx"},
