@@ -74,10 +74,19 @@ async def serving(
     await service.start()
     try:
         if waits:
-            await until(lambda: service.readiness().is_ready, START_LIMIT_S, lambda: str(service.readiness()))
+            await ready(service)
         yield service
     finally:
         await service.drain(0.0)
+
+
+async def ready(service: WarmService) -> None:
+    def is_over() -> bool:
+        states = [(model.state, model.why) for model in service.readiness().models]
+        assert not any(state == "failed" for state, _ in states), states
+        return service.readiness().is_ready
+
+    await until(is_over, START_LIMIT_S, lambda: str(service.readiness()))
 
 
 async def until(is_so: Callable[[], bool], limit_s: float, why: Callable[[], str] = lambda: "") -> float:
