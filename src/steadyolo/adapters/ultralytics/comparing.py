@@ -32,6 +32,7 @@ TOLERANCES = {
     "masks": 1e-2,
 }
 _STEPS = 8  # of brightness in a drawn picture: its noise would be most of the file
+_SMALL_STRIDES = 2  # fewer places than end-to-end heads find objects
 _LEAST_PX = 96  # of what can be drawn
 
 
@@ -54,11 +55,13 @@ def pictures(source: SourceModel, given: Path | None) -> list[Picture]:
 
 
 def trials(source: SourceModel, shown: Sequence[Picture]) -> list[Trial]:
-    """One picture in the exported shape; and, smaller, two and three of them in others."""
+    """One picture in the exported shape; and two and three of them in smaller ones, down to the smallest."""
     whole = as_images(shown[0])
     lower = as_images(*(one[: _part(one.shape[0], source.stride_px)] for one in shown[:2]))
     narrower = as_images(*(one[:, -_part(one.shape[1], source.stride_px) :, ::-1] for one in shown))
-    return [Trial(images, source.run(images)) for images in (whole, lower, narrower)]
+    small_px = source.stride_px * _SMALL_STRIDES
+    small = as_images(*(one[-small_px:, :small_px] for one in shown[1:]))
+    return [Trial(images, source.run(images)) for images in (whole, lower, narrower, small)]
 
 
 def compare(run: Run, tried: Sequence[Trial], source: SourceModel, *, form: str) -> dict[str, float]:

@@ -149,14 +149,17 @@ def _best_rows(num_classes: int, predictions: Tensor) -> Tensor:
 
     Shapes: (batch, places, 4 + classes + more) in; (batch, up to 300, 4 + 1 + 1 + more) out, best first.
     """
-    num_rows = torch.clamp(torch.as_tensor(predictions.shape[1]), max=_MOST_ROWS)  # traced, a size is a tensor
+    num_places: Any = predictions.shape[1]  # while it is traced, a tensor
+    num_rows: Any = (
+        torch.clamp(num_places, max=_MOST_ROWS) if torch.is_tensor(num_places) else min(num_places, _MOST_ROWS)
+    )
     scored = slice(4, 4 + num_classes)
 
     def taken(places: Tensor, rows: Tensor) -> Tensor:
         return rows.gather(1, places[..., None].expand(-1, -1, predictions.shape[-1]))
 
-    best = taken(predictions[..., scored].amax(-1).topk(num_rows).indices, predictions)  # type: ignore[arg-type]
-    scores, flat = best[..., scored].flatten(1).topk(num_rows)  # type: ignore[arg-type]
+    best = taken(predictions[..., scored].amax(-1).topk(num_rows).indices, predictions)
+    scores, flat = best[..., scored].flatten(1).topk(num_rows)
     rows = taken(flat // num_classes, best)
     classes = (flat % num_classes).to(scores.dtype)
     return torch.cat((rows[..., :4], scores[..., None], classes[..., None], rows[..., 4 + num_classes :]), dim=-1)
