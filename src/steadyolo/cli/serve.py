@@ -159,11 +159,9 @@ def _serve(
 
 
 def _find(name: str) -> ServedModel:
-    from steadyolo.serve.served_model import open_served
+    from steadyolo.cli.models import find_model
 
-    if name.endswith(".pt"):
-        raise UserError(f"{name} holds weights, which are not served", remedy=f"export it: steadyolo export {name}")
-    return open_served(Path(name), verify=False)
+    return find_model(name, verify=False)  # whoever loads it reads every byte
 
 
 def _choice(readiness: Readiness) -> str:

@@ -38,7 +38,7 @@ class Admission:
     num_queued: int = 512
     num_bytes: int = 512 << 20
     latency_s: float = 2.0
-    margin: float = 1.25
+    margin: float = 1.5
 
     def refusal_s(
         self, *, num_ahead: int, num_bytes: int, each_s: float, num_workers: int, timeout_s: float

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from steadyolo.serve import pictures
 from steadyolo.serve.finding_rows import Rows, rows_of
-from steadyolo.serve.letterbox import Letterbox, Shape, choose_shape, common_shapes, letterbox
+from steadyolo.serve.letterbox import Letterbox, Shape, choose_shape, letterbox
 from steadyolo.serve.masks import masks_of
 from steadyolo.serve.results import Boxes, Keypoints, Masks, Probs, Result, RotatedBoxes
 from steadyolo.serve.served_model import ServedModel
@@ -29,7 +29,10 @@ class Prepared:
 
 
 class Engine:
-    """A model's pictures in and results out around its session. Used by one thread at a time, as the session is."""
+    """A model's pictures in and results out around its session.
+
+    The session is used by one thread at a time; everything else may be called by any number of threads.
+    """
 
     def __init__(
         self,
@@ -37,51 +40,42 @@ class Engine:
         session: Session,
         *,
         shapes_px: tuple[Shape, ...] | None = None,
-        limits: pictures.PictureLimits | None = None,
+        max_pixels: int = pictures.MAX_PIXELS,
     ) -> None:
-        """`shapes_px` are those that the session is asked for, the full one first; None takes the common ratios."""
+        """`shapes_px` are those that pictures are put into, the full one first; None is the full one alone.
+
+        The session has to be warm for each. `shapes.shapes_of` names those that save work for common ratios of sides.
+        """
         self.model = model
         self.session = session
-        self.shapes_px = shapes_px or shapes_of(model)
-        self.limits = limits or pictures.PictureLimits()
+        self.shapes_px = shapes_px or (model.shape_px,)
         self.names = dict(enumerate(model.classes))
+        self._max_pixels = max_pixels
 
     def decode(self, data: bytes) -> Picture:
         """The picture in encoded bytes. Raises: BadImage."""
-        return pictures.decode(data, self.limits)
+        return pictures.decode(data, max_pixels=self._max_pixels)
 
     def shape_for(self, pictures_px: Sequence[Shape]) -> Shape:
-        """The shape in which these pictures, (height, width) each, go through the graph together."""
+        """The shape in which these pictures, (height, width) each, can go through the graph together."""
         return choose_shape(pictures_px, self.shapes_px)
 
     def prepare(self, picture: Picture, shape_px: Shape | None = None) -> Prepared:
-        """The picture as the graph takes it; in the shape that suits it best, or in `shape_px` to share a batch."""
+        """The picture as the graph takes it: in the shape that suits it best, or in `shape_px` to share a batch."""
         height, width = picture.shape[:2]
         if self.model.task == "classify":
-            return pictures_prepared_for_classes(picture, shape_px or self.model.shape_px)
+            return _cropped(picture, self.model.shape_px)
         box = letterbox((height, width), shape_px or self.shape_for([(height, width)]))
         return Prepared(image=pictures.letterboxed(picture, box), box=box)
 
-    def run(self, prepared: Sequence[Prepared]) -> list[Output]:
-        """The graph's outputs for pictures that were prepared in one shape."""
-        if len(prepared) == 1:
-            return self.session.run(prepared[0].image[None])
-        return self.session.run(np.stack([one.image for one in prepared]))
-
-    def finish(
-        self, outputs: Sequence[Output], prepared: Sequence[Prepared], options: DetectOptions | Sequence[DetectOptions]
-    ) -> list[Result]:
-        """The result of each picture of a batch, in order; `options` are for all, or one for each."""
-        each = [options] * len(prepared) if isinstance(options, DetectOptions) else options
-        return [
-            self._result([output[index] for output in outputs], one, chosen)
-            for index, (one, chosen) in enumerate(zip(prepared, each, strict=True))
-        ]
+    def finish(self, outputs: Sequence[Output], prepared: Prepared, options: DetectOptions) -> Result:
+        """The result of one picture, from the session's outputs for it alone: a batch of one."""
+        return self._result([output[0] for output in outputs], prepared, options)
 
     def detect(self, picture: Picture, options: DetectOptions) -> Result:
         """All of it for one picture."""
         prepared = self.prepare(picture)
-        return self.finish(self.run([prepared]), [prepared], options)[0]
+        return self.finish(self.session.run(prepared.image[None]), prepared, options)
 
     def _result(self, outputs: list[Output], prepared: Prepared, options: DetectOptions) -> Result:
         box, model = prepared.box, self.model
@@ -108,14 +102,7 @@ class Engine:
         )
 
 
-def shapes_of(model: ServedModel) -> tuple[Shape, ...]:
-    """The shapes that a model's pictures go through: one, or the full one and the common ratios' where it takes any."""
-    if not model.is_dynamic or model.task == "classify":
-        return (model.shape_px,)
-    return common_shapes(model.shape_px, model.stride_px)
-
-
-def pictures_prepared_for_classes(picture: Picture, shape_px: Shape) -> Prepared:
+def _cropped(picture: Picture, shape_px: Shape) -> Prepared:
     """The middle of the picture, its shorter side as long as the shape's."""
     height, width = picture.shape[:2]
     box = Letterbox(picture_px=(height, width), content_px=shape_px, top_px=0, left_px=0, shape_px=shape_px)

@@ -18,6 +18,7 @@ from steadyolo.serve.place import LoadSettings
 from steadyolo.serve.served_model import ServedModel, open_served
 from steadyolo.serve.service import DetectOptions
 from steadyolo.serve.session import Output, Session, SessionSettings
+from steadyolo.serve.shapes import shapes_of
 from steadyolo.serve.warmup import Warmth, paying_buckets, warm
 
 _EVERY_BOX = DetectOptions(conf=1e-6)  # thousands of candidates: as bad as a picture gets
@@ -37,7 +38,7 @@ class Engine(Protocol):
 
     def prepare(self, picture: NDArray[np.uint8], shape_px: Shape | None = None) -> Any: ...
 
-    def finish(self, outputs: Sequence[Output], prepared: Sequence[Any], options: DetectOptions) -> list[Any]: ...
+    def finish(self, outputs: Sequence[Output], prepared: Any, options: DetectOptions) -> Any: ...
 
 
 class OpenEngine(Protocol):
@@ -108,7 +109,7 @@ class Loaded:
         prepared = self.engine.prepare(self.engine.decode(self.golden), shape_px)
         images = np.stack([prepared.image] * num_images)
         outputs = run(lambda: self.engine.session.run(images))
-        self.engine.finish([output[:1] for output in outputs], [prepared], options)[0].summary()
+        self.engine.finish([output[:1] for output in outputs], prepared, options).summary()
 
     def told(self) -> dict[str, Any]:
         """What the front hears of it."""
@@ -137,8 +138,8 @@ def load(
     """
     model = open_served(folder, verify=settings.verify)
     engine = open_engine(model, session)
-    if not settings.tight_shapes:
-        engine.shapes_px = engine.shapes_px[:1]
+    if settings.tight_shapes:
+        engine.shapes_px = shapes_of(model)
     if settings.check:
         check(engine.session, model)
     return Loaded(

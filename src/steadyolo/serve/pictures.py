@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from steadyolo.serve.headers import read_header
 from steadyolo.serve.letterbox import Letterbox, Shape
 from steadyolo.serve.service import BadImage
 
@@ -16,20 +16,51 @@ Picture = NDArray[np.uint8]
 PADDING_GREY = 114  # ultralytics `LetterBox`
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PictureLimits:
-    """What is taken. Looked at before anything is decoded."""
-
-    max_pixels: int = 64_000_000
-    max_side_px: int = 16_384
+MAX_PIXELS = 100_000_000  # 300 megabytes decoded: more than any camera's picture
 
 
-def decode(data: bytes, limits: PictureLimits) -> Picture:
-    """BGR pixels of the first picture in `data`, upright. Raises: BadImage."""
-    picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if data else None
+def decode(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Picture:
+    """BGR pixels of the first picture in `data`, upright as its EXIF says, 8 bits, without transparency.
+
+    The same pixels as Ultralytics' `imread` of a file of that kind.
+    Raises: BadImage for what is no picture, is torn, or has more than `max_pixels`, which is known before decoding.
+    """
+    header = read_header(data)
+    size_text = f"{header.width_px:,} × {header.height_px:,} pixels"
+    if header.height_px * header.width_px > max_pixels:
+        raise BadImage(
+            f"a {header.kind} picture of {size_text}: more than {max_pixels:,} pixels",
+            remedy="send it smaller, or cut into tiles",
+        )
+    try:
+        picture = _decoded(np.frombuffer(data, np.uint8), is_tiff=header.kind == "TIFF")
+    except cv2.error:
+        picture = None
     if picture is None:
-        raise BadImage("not an image that can be read", remedy="send a JPEG, PNG, WebP, BMP, TIFF or GIF file")
-    return cast(Picture, picture)
+        raise BadImage(f"a {header.kind} picture of {size_text} that is torn or damaged", remedy="send the file again")
+    if sorted(picture.shape[:2]) != sorted((header.height_px, header.width_px)):
+        raise BadImage(f"a {header.kind} picture that is not of {size_text} as it says", remedy="save it anew")
+    return picture
+
+
+def _decoded(data: NDArray[np.uint8], *, is_tiff: bool) -> Picture | None:
+    if is_tiff:  # Ultralytics takes the colours of a TIFF as they are stored, whatever transparency and turn it names
+        stored = cv2.imdecode(data, cv2.IMREAD_UNCHANGED)
+        if stored is not None and stored.ndim == 3 and stored.dtype in (np.uint8, np.uint16) and stored.shape[2] >= 3:
+            stored = stored[..., :3] if stored.dtype == np.uint8 else (stored[..., :3] >> 8).astype(np.uint8)
+            return np.ascontiguousarray(stored)
+    picture: Picture | None = cv2.imdecode(data, cv2.IMREAD_COLOR)
+    return picture
+
+
+def from_pil(image: Any) -> Picture:
+    """BGR pixels of a PIL image. It is taken as it stands, as Ultralytics takes it: whoever opened it has turned it."""
+    return np.ascontiguousarray(np.asarray(image.convert("RGB"))[..., ::-1])
+
+
+def silence() -> None:
+    """Keep OpenCV from writing of each damaged picture to standard error. For programs, once, at their start."""
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
 
 def as_jpeg(picture: Picture) -> bytes:

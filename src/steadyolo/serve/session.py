@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Protocol, TypeAlias, runtime_checkable
 
 from steadyolo.serve.served_model import ServedModel
 
@@ -21,7 +21,7 @@ Output: TypeAlias = "NDArray[np.float32]"
 class SessionSettings:
     """How a session is made. What is None the runtime chooses."""
 
-    runtime: str = "auto"  # openvino, onnxruntime, torch
+    runtime: str = "auto"  # openvino, onnxruntime, tensorrt, torch
     device: str = "cpu"  # cpu, cuda:0
     precision: str | None = None  # fp32, bf16, fp16
     num_threads: int | None = None
@@ -44,6 +44,14 @@ class Session(Protocol):
 
     def close(self) -> None:
         """Give memory back. Twice is not an error."""
+
+
+@runtime_checkable
+class CompilesShapes(Protocol):
+    """A session that can be made ready for a shape without running it."""
+
+    def compile(self, shape: tuple[int, ...]) -> None:
+        """Ready when it returns; at once where it was. Raises: DeviceFault."""
 
 
 class OpenSession(Protocol):

@@ -234,7 +234,7 @@ class Worker:
                 body = b"".join(np.ascontiguousarray(one, np.float32).tobytes() for one in outputs)
                 told["shapes"] = [one.shape for one in outputs]
             else:
-                told["objects"] = job.loaded.engine.finish(outputs, [job.prepared], job.options)[0].summary()
+                told["objects"] = job.loaded.engine.finish(outputs, job.prepared, job.options).summary()
                 told |= {"size_px": job.size_px, "num_together": num_together}
         job.stage("finish")
         job.told(told, body)

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from steadyolo.errors import UserError
 from steadyolo.serve.served_model import ServedModel
 from steadyolo.serve.session import Session, SessionSettings
 
-RUNTIMES = ("openvino", "onnxruntime", "tensorrt", "torch")
+RUNTIMES = ("auto", "openvino", "onnxruntime", "tensorrt", "torch")
 
 
 def open_session(model: ServedModel, settings: SessionSettings) -> Session:
     """See `OpenSession`."""
     match settings.runtime:
-        case "auto" | "openvino":
+        case "auto":
+            from steadyolo.adapters.runtimes.choosing import choose
+
+            return open_session(model, replace(settings, runtime=choose(model, settings, open_session).runtime))
+        case "openvino":
             from steadyolo.adapters.runtimes.openvino import OpenVinoSession
 
             return OpenVinoSession(model, settings)
@@ -20,4 +26,4 @@ def open_session(model: ServedModel, settings: SessionSettings) -> Session:
             from steadyolo.adapters.runtimes.onnxruntime import OnnxRuntimeSession
 
             return OnnxRuntimeSession(model, settings)
-    raise UserError(f"no runtime is called {settings.runtime}", remedy=f"use auto or one of {', '.join(RUNTIMES)}")
+    raise UserError(f"no runtime is called {settings.runtime}", remedy=f"use one of {', '.join(RUNTIMES)}")

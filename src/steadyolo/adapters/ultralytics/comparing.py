@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 
 from steadyolo.adapters.runtimes.conversion import Run
-from steadyolo.adapters.ultralytics.source_model import SourceModel
+from steadyolo.adapters.ultralytics.source_model import SourceModel, rounded_to_bfloat16
 from steadyolo.data.boards.defect import DEFECTS
 from steadyolo.data.boards.picture import take_picture
 from steadyolo.errors import DataLoss, UserError
@@ -32,6 +32,7 @@ TOLERANCES = {
     "masks": 1e-2,
 }
 _STEPS = 8  # of brightness in a drawn picture: its noise would be most of the file
+_SMALL_STRIDES = 2  # fewer places than end-to-end heads find objects
 _LEAST_PX = 96  # of what can be drawn
 
 
@@ -54,11 +55,13 @@ def pictures(source: SourceModel, given: Path | None) -> list[Picture]:
 
 
 def trials(source: SourceModel, shown: Sequence[Picture]) -> list[Trial]:
-    """One picture in the exported shape; and, smaller, two and three of them in others."""
+    """One picture in the exported shape; and two and three of them in smaller ones, down to the smallest."""
     whole = as_images(shown[0])
     lower = as_images(*(one[: _part(one.shape[0], source.stride_px)] for one in shown[:2]))
     narrower = as_images(*(one[:, -_part(one.shape[1], source.stride_px) :, ::-1] for one in shown))
-    return [Trial(images, source.run(images)) for images in (whole, lower, narrower)]
+    small_px = source.stride_px * _SMALL_STRIDES
+    small = as_images(*(one[-small_px:, :small_px] for one in shown[1:]))
+    return [Trial(images, source.run(images)) for images in (whole, lower, narrower, small)]
 
 
 def compare(run: Run, tried: Sequence[Trial], source: SourceModel, *, form: str) -> dict[str, float]:
@@ -76,6 +79,14 @@ def compare(run: Run, tried: Sequence[Trial], source: SourceModel, *, form: str)
     if wrong:
         raise _unlike(source, form, f"{', '.join(wrong)} (rounding explains {TOLERANCES})")
     return {f"{form} {name}": value for name, value in largest.items()}
+
+
+def rounding(source: SourceModel, trial: Trial) -> dict[str, float]:
+    """What computing in bfloat16 does to the answer, by part, as `check_golden` measures it."""
+    layout = layout_of(source)
+    rounded = rounded_to_bfloat16(source).run(trial.images)
+    found = golden.differences(layout.parts(trial.outputs), layout.parts(rounded), layout)
+    return {f"bf16 {name}": value for name, value in found.items()}
 
 
 def output_shapes(tried: Sequence[Trial]) -> dict[str, tuple[int, ...]]:

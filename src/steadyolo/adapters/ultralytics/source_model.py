@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import logging
 from copy import deepcopy
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,16 @@ def load(request: ExportRequest) -> SourceModel:
     )
 
 
+def rounded_to_bfloat16(source: SourceModel) -> SourceModel:
+    """The model as processors compute it in bfloat16: what goes into sums of products is rounded, the sums are not."""
+    module = deepcopy(source.module)
+    for part in module.modules():
+        if isinstance(part, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
+            part.weight.data = part.weight.data.bfloat16().float()
+            part.register_forward_pre_hook(lambda _, inputs: tuple(one.bfloat16().float() for one in inputs))
+    return replace(source, module=module)
+
+
 def write_onnx(source: SourceModel, path: Path) -> None:
     """Write the model's graph, which takes any number of pictures in any shape of whole strides."""
     module: Any = _without_training_parts(source.module)
@@ -126,10 +137,32 @@ def _without_training_parts(module: Any) -> Any:
         if isinstance(part, Detect | Classify):
             part.export, part.format = True, "onnx"
         if isinstance(part, Detect):
-            part.dynamic, part.shape, part.max_det = True, None, _MOST_ROWS
+            part.dynamic, part.shape = True, None
+            part.postprocess = partial(_best_rows, part.nc)
         elif isinstance(part, C2f):
             part.forward = part.forward_split
     return bare
+
+
+def _best_rows(num_classes: int, predictions: Tensor) -> Tensor:
+    """As the head's own `postprocess`, for shapes of any size: traced, that takes 300 rows from less than 300 places.
+
+    Shapes: (batch, places, 4 + classes + more) in; (batch, up to 300, 4 + 1 + 1 + more) out, best first.
+    """
+    num_places: Any = predictions.shape[1]  # while it is traced, a tensor
+    num_rows: Any = (
+        torch.clamp(num_places, max=_MOST_ROWS) if torch.is_tensor(num_places) else min(num_places, _MOST_ROWS)
+    )
+    scored = slice(4, 4 + num_classes)
+
+    def taken(places: Tensor, rows: Tensor) -> Tensor:
+        return rows.gather(1, places[..., None].expand(-1, -1, predictions.shape[-1]))
+
+    best = taken(predictions[..., scored].amax(-1).topk(num_rows).indices, predictions)
+    scores, flat = best[..., scored].flatten(1).topk(num_rows)
+    rows = taken(flat // num_classes, best)
+    classes = (flat % num_classes).to(scores.dtype)
+    return torch.cat((rows[..., :4], scores[..., None], classes[..., None], rows[..., 4 + num_classes :]), dim=-1)
 
 
 def _tensors(found: Any) -> list[Tensor]:
