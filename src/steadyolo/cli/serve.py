@@ -131,6 +131,9 @@ def _serve(
     logging.basicConfig(
         level=asked.log_level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
+    logging.getLogger("uvicorn.error").setLevel(
+        logging.ERROR
+    )  # a line for each odd request is a gift to who sends them
     names = served_names(asked.models, is_watched=asked.watch, pinned=asked.pin)
     tokens = read_tokens(asked.token_file, variable)
     address = _address(listener)

@@ -159,7 +159,7 @@ def openapi_document(*, has_tokens: bool) -> dict[str, Any]:
     pictures = {
         "image/*": image,
         "application/octet-stream": image,
-        "multipart/form-data": {"schema": {**files, "required": ["file"]}},
+        "multipart/form-data": {"schema": {**files, "required": ["file"], "additionalProperties": False}},
         "application/json": {"schema": _object(url=_TEXT)},
     }
     answer = {"application/json": {"schema": {"anyOf": [_ref("Answer"), _ref("Answers")]}}}

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import io
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -110,12 +112,11 @@ class PlainService:
         self, name: str, image: bytes, options: DetectOptions, *, version: str | None = None, timeout_s: float
     ) -> Answer:
         start = time.perf_counter()
-        await self._enter(name, version)
-        pixels, height, width = _decoded(image)
-        decoded = time.perf_counter()
-        rows = self._run(pixels[None])["output0"][0].T
+        async with self._entered(name, version):
+            pixels, height, width = _decoded(image)
+            decoded = time.perf_counter()
+            rows = self._run(pixels[None])["output0"][0].T
         objects = [_object(row, width, height) for row in rows[: options.max_det]]
-        self.num_running -= 1
         return Answer(
             objects=objects,
             height_px=height,
@@ -129,9 +130,8 @@ class PlainService:
     async def infer(
         self, name: str, images: NDArray[np.float32], *, version: str | None = None, timeout_s: float
     ) -> dict[str, NDArray[np.float32]]:
-        await self._enter(name, version)
-        self.num_running -= 1
-        return self._run(images)
+        async with self._entered(name, version):
+            return self._run(images)
 
     def readiness(self) -> Readiness:
         is_ready = self.status.state == "ready" and not self.is_draining
@@ -161,7 +161,8 @@ class PlainService:
         assert self.status.model is not None
         return self.status.model
 
-    async def _enter(self, name: str, version: str | None) -> None:
+    @asynccontextmanager
+    async def _entered(self, name: str, version: str | None) -> AsyncIterator[None]:
         if name != "small" or version not in (None, *self.status.versions):
             raise NoSuchModel(f"no {name} {version}", remedy="use small")
         if self.status.state != "ready":
@@ -173,9 +174,9 @@ class PlainService:
         self.num_running += 1
         try:
             await self.gate.wait()
-        except BaseException:
+            yield
+        finally:
             self.num_running -= 1
-            raise
 
     def _run(self, images: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
         return {"output0": self._session.run(None, {"images": images})[0]}
