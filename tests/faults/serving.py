@@ -99,7 +99,9 @@ async def until(is_so: Callable[[], bool], limit_s: float, why: Callable[[], str
 
 
 def picture(seed: int = 0, *, is_black: bool = False) -> bytes:
-    pixels = np.random.default_rng(seed).integers(0, 1 if is_black else 256, (120, 160, 3), np.uint8)
+    pixels = np.random.default_rng(seed).integers(0, 256, (120, 160, 3), np.uint8)
+    if is_black:
+        pixels = np.zeros((160, 160, 3), np.uint8)  # no grey around it
     return cv2.imencode(".png", pixels)[1].tobytes()
 
 

@@ -17,8 +17,8 @@ from steadyolo.serve.golden import PICTURE
 from steadyolo.serve.place import LoadSettings
 from steadyolo.serve.served_model import ServedModel, open_served
 from steadyolo.serve.service import DetectOptions
-from steadyolo.serve.shapes import shapes_of
 from steadyolo.serve.session import Output, Session, SessionSettings
+from steadyolo.serve.shapes import shapes_of
 from steadyolo.serve.warmup import Warmth, paying_buckets, warm
 
 _EVERY_BOX = DetectOptions(conf=1e-6)  # thousands of candidates: as bad as a picture gets
