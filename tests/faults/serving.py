@@ -123,14 +123,16 @@ class Load:
 
 
 @asynccontextmanager
-async def clients(service: WarmService, name: str, *, num: int, timeout_s: float = 5.0) -> AsyncIterator[Load]:
-    """`num` clients ask `name` without a pause, for as long as the block takes; then all are answered."""
+async def clients(
+    service: WarmService, name: str, *, num: int, timeout_s: float = 5.0, pause_s: float = 0.0
+) -> AsyncIterator[Load]:
+    """`num` clients ask `name`, for as long as the block takes; then all are answered."""
     load, is_over, image = Load(), False, picture()
 
     async def client() -> None:
         while not is_over:
             await load.one(lambda: service.detect(name, image, DetectOptions(), timeout_s=timeout_s))
-            await asyncio.sleep(0)
+            await asyncio.sleep(pause_s)
 
     tasks = [asyncio.create_task(client()) for _ in range(num)]
     try:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from steadyolo.errors import UserError
+from steadyolo.serve.golden import read_png, write_png
 from steadyolo.serve.served_model import MANIFEST, ServedModel, digest_of
 from steadyolo.serve.service import DetectOptions, NoSuchModel, NotReady
 from tests.faults.serving import Faults, clients, load_settings, picture, serving, until
@@ -36,13 +37,10 @@ def offer(folder: Path, model: ServedModel, number: int, *, spoil: str = "") -> 
         data = bytearray((partial / "model.bin").read_bytes())
         data[len(data) // 2] ^= 0xFF
         (partial / "model.bin").write_bytes(data)
-    if spoil == "weights":  # whole, but not what the source model was
-        for file in ("model.bin", "model.onnx"):
-            path = partial / file
-            data = bytearray(path.read_bytes())
-            data[len(data) // 3 : len(data) // 3 + 400] = bytes(400)
-            path.write_bytes(data)
-            manifest["files"][file]["sha256"] = digest_of(path)
+    if spoil == "answer":  # whole, but not what the source model answered
+        path = partial / "golden.png"
+        path.write_bytes(write_png(read_png(path.read_bytes())[::-1]))
+        manifest["files"][path.name] = {"sha256": digest_of(path), "num_bytes": path.stat().st_size}
     (partial / MANIFEST).write_text(json.dumps(manifest))
     partial.rename(folder / name)
     return name
@@ -56,7 +54,7 @@ def test_versions_are_swapped_under_load(served: Served, faults: Faults, tmp_pat
         folder.mkdir()
         offer(folder, served("detect"), 0)
         async with serving({"m": folder}, faults.settings(load=load_settings()), watched=["m"]) as service:
-            async with clients(service, "m", num=2) as load:
+            async with clients(service, "m", num=1, pause_s=0.02) as load:
                 await until(lambda: len(load.answers) > 20, 5)
                 for number in range(1, num_swaps + 1):
                     if number == 2:
@@ -64,7 +62,7 @@ def test_versions_are_swapped_under_load(served: Served, faults: Faults, tmp_pat
                         await until(lambda: service.figures().more["num_refused_versions"] == 1, 10)
                         assert "was refused" in service.readiness().models[0].why
                     if number == 3:
-                        offer(folder, served("detect"), 91, spoil="weights")
+                        offer(folder, served("detect"), 91, spoil="answer")
                         await until(lambda: service.figures().more["num_refused_versions"] == 2, 10)
                     before = service.figures().more["num_swaps"]
                     offer(folder, served("detect"), number)
@@ -97,7 +95,7 @@ def test_the_first_version_may_come_later(served: Served, faults: Faults, tmp_pa
 
 def test_a_model_that_answers_wrongly_is_never_ready(served: Served, faults: Faults, tmp_path: Path) -> None:
     async def scenario() -> None:
-        offer(tmp_path, served("detect"), 1, spoil="weights")
+        offer(tmp_path, served("detect"), 1, spoil="answer")
         models = {"good": served("detect"), "bad": tmp_path / "v1.served"}
         async with serving(models, faults.settings(load=load_settings()), waits=False) as service:
             await until(lambda: {one.state for one in service.readiness().models} == {"ready", "failed"}, 20)
