@@ -99,7 +99,9 @@ async def until(is_so: Callable[[], bool], limit_s: float, why: Callable[[], str
 
 
 def picture(seed: int = 0, *, is_black: bool = False) -> bytes:
-    pixels = np.random.default_rng(seed).integers(0, 1 if is_black else 256, (120, 160, 3), np.uint8)
+    pixels = np.random.default_rng(seed).integers(0, 256, (120, 160, 3), np.uint8)
+    if is_black:
+        pixels = np.zeros((160, 160, 3), np.uint8)  # no grey around it
     return cv2.imencode(".png", pixels)[1].tobytes()
 
 
@@ -121,14 +123,16 @@ class Load:
 
 
 @asynccontextmanager
-async def clients(service: WarmService, name: str, *, num: int, timeout_s: float = 5.0) -> AsyncIterator[Load]:
-    """`num` clients ask `name` without a pause, for as long as the block takes; then all are answered."""
+async def clients(
+    service: WarmService, name: str, *, num: int, timeout_s: float = 5.0, pause_s: float = 0.0
+) -> AsyncIterator[Load]:
+    """`num` clients ask `name`, for as long as the block takes; then all are answered."""
     load, is_over, image = Load(), False, picture()
 
     async def client() -> None:
         while not is_over:
             await load.one(lambda: service.detect(name, image, DetectOptions(), timeout_s=timeout_s))
-            await asyncio.sleep(0)
+            await asyncio.sleep(pause_s)
 
     tasks = [asyncio.create_task(client()) for _ in range(num)]
     try:

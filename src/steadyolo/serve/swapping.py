@@ -17,6 +17,7 @@ from steadyolo.serve.slot import Slot
 from steadyolo.spec.size import size_text
 
 _LOW = 19  # niceness of a worker that tries a version: it takes what the others leave
+_TRIAL_HANG_S = 120.0  # where all cores are wanted, it gets a sixtieth of one
 _POLL_S = 0.01
 _log = logging.getLogger(__name__)
 
@@ -76,11 +77,9 @@ def signature(model: ServedModel) -> object:
 
 
 async def _try(model: ServedModel, place: Place) -> None:
-    trial = Slot(
-        replace(place, name=f"trial of {model.version}", niceness=_LOW, is_restarted=False),
-        lambda: None,
-        lambda requests: None,
-    )
+    patient = replace(place.load, warm_up=False, hang_s=_TRIAL_HANG_S)
+    place = replace(place, name=f"trial of {model.version}", niceness=_LOW, load=patient, hang_s=_TRIAL_HANG_S)
+    trial = Slot(replace(place, is_restarted=False), lambda: None, lambda _requests: None)
     trial.start()
     try:
         await trial.want(key_of("trial", model), model)

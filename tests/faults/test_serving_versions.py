@@ -1,0 +1,160 @@
+"""Versions that come while others answer: swapped without a request that fails, refused where they are corrupt."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from steadyolo.errors import UserError
+from steadyolo.serve.golden import read_png, write_png
+from steadyolo.serve.served_model import MANIFEST, ServedModel, digest_of
+from steadyolo.serve.service import DetectOptions, NoSuchModel, NotReady
+from tests.faults.serving import Faults, clients, load_settings, picture, serving, until
+
+Served = Callable[..., ServedModel]
+
+
+@pytest.fixture
+def faults(tmp_path: Path) -> Faults:
+    folder = tmp_path / "faults"
+    folder.mkdir()
+    return Faults(folder)
+
+
+def offer(folder: Path, model: ServedModel, number: int, *, spoil: str = "") -> str:
+    """Put another version into a watched folder, as a copy does that comes under its final name at once."""
+    partial, name = folder / f".partial-{number}", f"v{number}.served"
+    shutil.copytree(model.folder, partial, ignore=shutil.ignore_patterns("compiled"))
+    manifest = json.loads((partial / MANIFEST).read_text())
+    manifest["name"] = name  # makes another version of the same weights
+    if spoil == "bytes":
+        data = bytearray((partial / "model.bin").read_bytes())
+        data[len(data) // 2] ^= 0xFF
+        (partial / "model.bin").write_bytes(data)
+    if spoil == "answer":  # whole, but not what the source model answered
+        path = partial / "golden.png"
+        path.write_bytes(write_png(read_png(path.read_bytes())[::-1]))
+        manifest["files"][path.name] = {"sha256": digest_of(path), "num_bytes": path.stat().st_size}
+    (partial / MANIFEST).write_text(json.dumps(manifest))
+    partial.rename(folder / name)
+    return name
+
+
+def test_versions_are_swapped_under_load(served: Served, faults: Faults, tmp_path: Path) -> None:
+    num_swaps = 4
+
+    async def scenario() -> None:
+        folder = tmp_path / "versions"
+        folder.mkdir()
+        offer(folder, served("detect"), 0)
+        async with serving({"m": folder}, faults.settings(load=load_settings()), watched=["m"]) as service:
+            async with clients(service, "m", num=1, pause_s=0.02) as load:
+                await until(lambda: len(load.answers) > 20, 5)
+                for number in range(1, num_swaps + 1):
+                    if number == 2:
+                        offer(folder, served("detect"), 90, spoil="bytes")
+                        await until(lambda: service.figures().more["num_refused_versions"] == 1, 10)
+                        assert "was refused" in service.readiness().models[0].why
+                    if number == 3:
+                        offer(folder, served("detect"), 91, spoil="answer")
+                        await until(lambda: service.figures().more["num_refused_versions"] == 2, 10)
+                    before = service.figures().more["num_swaps"]
+                    offer(folder, served("detect"), number)
+                    await until(lambda before=before: service.figures().more["num_swaps"] > before, 10)  # type: ignore[misc]
+                await asyncio.sleep(0.2)
+            assert [error for *_, error in load.errors] == []
+            assert len({answer.version for *_, answer in load.answers}) == num_swaps + 1
+            assert len({str(answer.objects) for *_, answer in load.answers}) == 1, "a spoilt version answered"
+            (model,) = service.readiness().models
+            assert len(model.versions) == 1, "the old ones were unloaded"
+            assert service.figures().num_restarts == 0
+
+    asyncio.run(scenario())
+
+
+def test_the_first_version_may_come_later(served: Served, faults: Faults, tmp_path: Path) -> None:
+    async def scenario() -> None:
+        folder = tmp_path / "versions"
+        folder.mkdir()
+        settings = faults.settings(load=load_settings())
+        async with serving({"m": folder}, settings, waits=False, watched=["m"]) as service:
+            assert service.readiness().models[0].state == "waiting"
+            with pytest.raises(NotReady):
+                await service.detect("m", picture(), DetectOptions(), timeout_s=1)
+            offer(folder, served("detect"), 1)
+            await until(lambda: service.readiness().is_ready, 20)
+
+    asyncio.run(scenario())
+
+
+def test_a_model_that_answers_wrongly_is_never_ready(served: Served, faults: Faults, tmp_path: Path) -> None:
+    async def scenario() -> None:
+        offer(tmp_path, served("detect"), 1, spoil="answer")
+        models = {"good": served("detect"), "bad": tmp_path / "v1.served"}
+        async with serving(models, faults.settings(load=load_settings()), waits=False) as service:
+            await until(lambda: {one.state for one in service.readiness().models} == {"ready", "failed"}, 20)
+            assert not service.readiness().is_ready
+            bad = next(one for one in service.readiness().models if one.name == "bad")
+            assert "golden" in bad.why
+            with pytest.raises(NotReady, match="golden"):
+                await service.detect("bad", picture(), DetectOptions(), timeout_s=1)
+            assert await service.detect("good", picture(), DetectOptions(), timeout_s=5)
+
+    asyncio.run(scenario())
+
+
+def test_a_budget_is_kept(served: Served, faults: Faults, tmp_path: Path) -> None:
+    async def scenario() -> None:
+        for number in (1, 2):
+            offer(tmp_path, served("detect"), number)
+        models = {name: tmp_path / f"{name}.served" for name in ("v1", "v2")}
+        settings = faults.settings(load=load_settings())
+        async with serving(models, settings) as service:
+            taken = max(model.num_bytes for model in service.readiness().models)
+            assert taken > 0
+        budget_bytes = max(int(1.5 * taken), 10 << 20)
+        async with serving(models, faults.settings(load=load_settings(), budget_bytes=budget_bytes)) as service:
+            states = {model.name: model.state for model in service.readiness().models}
+            assert sorted(states.values()) in (["ready", "unloaded"], ["ready", "ready"])
+
+    asyncio.run(scenario())
+
+
+def test_a_model_larger_than_the_budget_is_refused_at_the_start(served: Served, faults: Faults) -> None:
+    async def scenario() -> None:
+        settings = faults.settings(load=load_settings(), budget_bytes=1 << 20)
+        with pytest.raises(UserError, match="may take"):
+            async with serving({"m": served("detect")}, settings):
+                pass
+
+    asyncio.run(scenario())
+
+
+def test_a_request_loads_only_where_it_may(served: Served, faults: Faults) -> None:
+    async def scenario() -> None:
+        for may in (False, True):
+            settings = faults.settings(load=load_settings(), load_on_request=may)
+            async with serving({"m": served("detect")}, settings) as service:
+                with pytest.raises(NoSuchModel):
+                    await service.detect("other", picture(), DetectOptions(), timeout_s=1)
+                with pytest.raises(NoSuchModel):
+                    await service.detect("m", picture(), DetectOptions(), version="none", timeout_s=1)
+                await service.unload("m")
+                assert service.readiness().models[0].state == "unloaded"
+                if may:
+                    assert await service.detect("m", picture(), DetectOptions(), timeout_s=5)
+                    continue
+                with pytest.raises(NotReady):
+                    await service.detect("m", picture(), DetectOptions(), timeout_s=1)
+                await service.load("m")
+                begun_s = time.monotonic()
+                assert await service.detect("m", picture(), DetectOptions(), timeout_s=5)
+                assert time.monotonic() - begun_s < 0.5
+
+    asyncio.run(scenario())
