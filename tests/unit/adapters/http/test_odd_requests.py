@@ -29,4 +29,4 @@ def test_odd_requests_are_the_clients_mistakes() -> None:
         assert b"steadyolo_body_bytes 0.0" in front.ask("GET", "/metrics").body
     assert len(kinds) == 14
     assert {200, 400, 404, 413, 415} <= set(statuses), f"few things were odd about these: {statuses}"
-    assert statuses[None] < NUM_REQUESTS / 5
+    assert statuses[None] < NUM_REQUESTS / 3  # torn ones are owed no answer
