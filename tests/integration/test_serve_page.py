@@ -80,8 +80,8 @@ def test_a_dropped_picture_shows_its_boxes(page: Any, served: Callable[..., Serv
         }"""
     )
     assert painted[0] > 1 and painted[2] > 10
-    rows.first.focus()
-    assert "on" in rows.first.get_attribute("class")
+    rows.first.hover()
+    page.locator("#objects tr.on").wait_for()
     show(page, "page")
     assert not page.complaints
 
