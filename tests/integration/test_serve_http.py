@@ -25,6 +25,8 @@ from steadyolo.serve.served_model import ServedModel
 from steadyolo.testing.odd_requests import answer_to, odd_requests
 from tests.served import SIDE_PX
 from tests.serving import Server, command, serving, until
+from tests.style.test_documents import blocks, shell_lines
+from tests.style.tree import ROOT
 
 
 @pytest.fixture(scope="module")
@@ -136,6 +138,24 @@ def test_tritons_client_works_unchanged(server: Server, served: Callable[..., Se
         client.infer("none", [given])
     assert raised.value.status() == "404"
     client.close()
+
+
+def test_what_the_document_tells_to_type_works(served: Callable[..., ServedModel], tmp_path: Path) -> None:
+    document = ROOT / "docs" / "serving.md"
+    (tmp_path / "board.jpg").write_bytes(encoded(noise(60, 40), "JPEG"))
+    with serving(tmp_path, f"best={served('detect').folder}") as server:
+        asked = [line for line in shell_lines(document) if line.startswith("curl ")]
+        for line in asked:
+            line = line.replace("127.0.0.1:8000", server.address)
+            done = subprocess.run(["bash", "-c", line], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+            assert done.returncode == 0, (line, done.stderr)
+            assert '"model' in done.stdout
+        for code in blocks(document, "python"):
+            code = code.replace("127.0.0.1:8000", server.address)
+            done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+            assert done.returncode == 0, done.stderr
+            assert done.stdout.startswith("(1, ")
+    assert len(asked) == 3
 
 
 def test_a_shape_that_the_graph_does_not_take_is_refused(server: Server) -> None:

@@ -21,6 +21,7 @@ from steadyolo.serve.spawning import spawn
 if TYPE_CHECKING:
     import socket
 
+    from steadyolo.adapters.http.app import App
     from steadyolo.adapters.http.limits import HttpLimits
     from steadyolo.serve.served_model import ServedModel
     from steadyolo.serve.service import Readiness
@@ -123,10 +124,7 @@ def _serve(
 
     import uvloop
 
-    from steadyolo.adapters.http.app import App
-    from steadyolo.adapters.http.limits import read_tokens
     from steadyolo.adapters.http.server import Front
-    from steadyolo.serve.warm_service import WarmService
 
     logging.basicConfig(
         level=asked.log_level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
@@ -134,15 +132,11 @@ def _serve(
     logging.getLogger("uvicorn.error").setLevel(
         logging.ERROR
     )  # a line for each odd request is a gift to who sends them
-    names = served_names(asked.models, is_watched=asked.watch, pinned=asked.pin)
-    tokens = read_tokens(asked.token_file, variable)
-    address = _address(listener)
+    address, limits = _address(listener), _limits(asked)
     is_private = address.startswith(("127.", "[::1]"))
-    if not tokens and not is_private:
+    app = _app(asked, limits, variable, first, is_private=is_private)
+    if not app.has_tokens and not is_private:
         _tell(f"warning: anybody who reaches {address} may use these models; --token-file names who may")
-    service = WarmService(names, _settings(asked), find=_find, first=first)
-    limits = _limits(asked)
-    app = App(service, limits, tokens, may_control=bool(tokens) or is_private)
 
     def after() -> str:
         return f"{time.perf_counter() - started_s:.2f} s after the start"
@@ -152,13 +146,32 @@ def _serve(
         listener,
         limits,
         on_live=lambda: _tell(f"live: http://{address}, {after()}"),
-        on_ready=lambda: _tell(f"ready: {_choice(service.readiness())}; {after()}"),
+        on_ready=lambda: _tell(f"ready: {_choice(app.service.readiness())}; {after()}"),
         grace_s=asked.grace,
         drain_s=asked.drain,
         ends_when_failed=not asked.watch,
     )
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(front.run())
+
+
+def application(arguments: list[str]) -> App:
+    """The same for a server that is not ours, such as a replica of Ray Serve: it starts when the models are warm."""
+    asked = _parser().parse_args(arguments)
+    return _app(asked, _limits(asked), os.environ.get(TOKENS), None, is_private=False)
+
+
+def _app(
+    asked: argparse.Namespace, limits: HttpLimits, variable: str | None, first: Spawned | None, *, is_private: bool
+) -> App:
+    from steadyolo.adapters.http.app import App
+    from steadyolo.adapters.http.limits import read_tokens
+    from steadyolo.serve.warm_service import WarmService
+
+    names = served_names(asked.models, is_watched=asked.watch, pinned=asked.pin)
+    tokens = read_tokens(asked.token_file, variable)
+    service = WarmService(names, _settings(asked), find=_find, first=first)
+    return App(service, limits, tokens, may_control=bool(tokens) or is_private)
 
 
 def _find(name: str) -> ServedModel:

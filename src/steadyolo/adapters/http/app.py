@@ -12,6 +12,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from steadyolo.adapters.http.bodies import Bodies
 from steadyolo.adapters.http.detect import Detect
+from steadyolo.adapters.http.lifespan import live
 from steadyolo.adapters.http.limits import HttpLimits, Rates, Tokens
 from steadyolo.adapters.http.metrics import CONTENT_TYPE, Metrics
 from steadyolo.adapters.http.oip import Health, OpenInference
@@ -62,7 +63,14 @@ class App:
             *_routes(self._metrics_text, "GET", "/metrics"),
         ]
 
+    @property
+    def has_tokens(self) -> bool:
+        """Only who holds a token may use it."""
+        return bool(self._tokens)
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await live(self.service, self.health, receive, send)
         if scope["type"] != "http":
             return
         started_s = time.perf_counter()

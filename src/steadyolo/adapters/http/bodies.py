@@ -114,7 +114,7 @@ def _unpacking(encoding: str) -> Unpack:
         415,
         "content_encoding",
         f"bodies packed with {encoding[:40]!r} are not read",
-        remedy="pack it with gzip or deflate, or not at all",
+        remedy="use gzip or deflate, or send it as it is",
         headers={"accept-encoding": "gzip, deflate"},
     )
 
