@@ -150,6 +150,7 @@ def _serve(
         grace_s=asked.grace,
         drain_s=asked.drain,
         ends_when_failed=not asked.watch,
+        is_warmed=not asked.no_warmup,
     )
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(front.run())

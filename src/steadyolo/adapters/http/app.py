@@ -19,6 +19,7 @@ from steadyolo.adapters.http.oip import Health, OpenInference
 from steadyolo.adapters.http.openapi import openapi_document
 from steadyolo.adapters.http.pages import page
 from steadyolo.adapters.http.problems import Refused, problem_of
+from steadyolo.errors import SteadyError
 from steadyolo.serve.service import Service
 
 Endpoint = Callable[[Request], Awaitable[Response]]
@@ -35,8 +36,8 @@ class App:
         self._tokens = tokens or Tokens([])
         self._rates = Rates(limits.requests_per_s, limits.num_burst)
         bodies = Bodies(limits)
-        self._metrics = Metrics(service, lambda: bodies.room.held_bytes)
-        v1 = Detect(service, limits, bodies, self._metrics)
+        self.metrics = Metrics(service, lambda: bodies.room.held_bytes)
+        self._v1 = v1 = Detect(service, limits, bodies, self.metrics)
         v2 = OpenInference(service, limits, bodies, may_control=may_control)
         self._open = [  # anybody may ask for these: nothing of a model is in them
             *_routes(self.health.live, "GET", "/healthz", "/v2/health/live"),
@@ -60,13 +61,21 @@ class App:
             *_routes(v2.config, "GET", "/v2/models/{name}/config", "/v2/models/{name}/versions/{version}/config"),
             *_routes(v2.ready, "GET", "/v2/models/{name}/ready", "/v2/models/{name}/versions/{version}/ready"),
             *_routes(v2.index, "POST", "/v2/repository/index"),
-            *_routes(self._metrics_text, "GET", "/metrics"),
+            *_routes(self.metrics_text, "GET", "/metrics"),
         ]
 
     @property
     def has_tokens(self) -> bool:
         """Only who holds a token may use it."""
         return bool(self._tokens)
+
+    async def without_asking(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a detection of our own, whoever may ask otherwise."""
+        try:
+            response = await self._v1.detect(Request(scope, receive))
+        except SteadyError as error:
+            response = problem_of(error).response(scope["path"])
+        await response(scope, receive, send)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -103,7 +112,7 @@ class App:
             else:
                 raise  # half of the answer is gone already: the connection has to end
         finally:
-            self._metrics.requested(route_path, scope["method"], status, time.perf_counter() - started_s)
+            self.metrics.requested(route_path, scope["method"], status, time.perf_counter() - started_s)
 
     def _routed(self, scope: Scope) -> tuple[Route | None, Refused | None]:
         """The route of a request, and why it is refused all the same."""
@@ -146,7 +155,7 @@ class App:
         return JSONResponse(openapi_document(has_tokens=bool(self._tokens)))
 
     async def _metrics_text(self, request: Request) -> Response:
-        return Response(self._metrics.text(), headers={"content-type": CONTENT_TYPE})
+        return Response(self.metrics.text(), headers={"content-type": CONTENT_TYPE})
 
 
 def _routes(endpoint: Endpoint, method: str, *paths: str) -> list[Route]:

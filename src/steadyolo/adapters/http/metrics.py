@@ -58,6 +58,11 @@ class Metrics:
         for stage, seconds in answer.seconds.items():
             self._stage_seconds.labels(answer.model, stage).observe(seconds)
 
+    def forget(self) -> None:
+        """Begin to count again."""
+        for one in (self._requests, self._request_seconds, self._stage_seconds, self._pictures):
+            one.clear()
+
     def text(self) -> bytes:
         """All of it, as Prometheus reads it."""
         return generate_latest(self._registry)

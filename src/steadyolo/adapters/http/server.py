@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import signal
 import socket
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ from steadyolo.adapters.http.connections import connections_within
 from steadyolo.adapters.http.limits import HttpLimits
 from steadyolo.adapters.http.listening import BACKLOG
 from steadyolo.adapters.http.supervision import Supervisor
+from steadyolo.adapters.http.warming import warm_front
 from steadyolo.errors import SteadyError, UserError
 
 _READY_POLL_S = 0.005
@@ -39,6 +41,7 @@ class Front:
         grace_s: float,
         drain_s: float,
         ends_when_failed: bool = True,
+        is_warmed: bool = True,
     ) -> None:
         self._app = app
         self._listener = listener
@@ -46,6 +49,7 @@ class Front:
         self._on_ready = on_ready
         self._grace_s = grace_s
         self._drain_s = drain_s
+        self._is_warmed = is_warmed
         self._ends_when_failed = ends_when_failed
         self._num_signals = 0
         self._failure: SteadyError | None = None
@@ -107,15 +111,19 @@ class Front:
         self._on_live()
         for name in _IMPORTED_LATER:
             await asyncio.to_thread(import_module, name)
-        self._app.health.is_front_ready = True
-        while not self._app.health.is_ready:
-            models = self._app.service.readiness().models
+        while not (readiness := self._app.service.readiness()).is_ready:
+            models = readiness.models
             if self._ends_when_failed and all(one.state == "failed" for one in models):
                 why = "; ".join(f"{one.name}: {one.why}" for one in models)
                 self._failure = UserError(f"no model can be served: {why}", remedy="export it again, or name another")
                 self._asked.set()
                 return
             await asyncio.sleep(_READY_POLL_S)
+        if self._is_warmed:
+            host, port = self._listener.getsockname()[:2]
+            await warm_front(self._app, _reachable(host), port)
+        gc.freeze()  # what is here stays: it need not be looked through again and again
+        self._app.health.is_front_ready = True
         self._on_ready()
         await self._supervisor.ready()
 
@@ -125,6 +133,10 @@ class Front:
         if self._num_signals > 1:
             self._server.force_exit = True
             self._hurried.set()
+
+
+def _reachable(host: str) -> str:
+    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
 
 
 class _QuietServer(Server):
