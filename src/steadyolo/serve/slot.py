@@ -93,8 +93,10 @@ class Slot:
         self.outstanding[request.number] = request
         self._send(request.message(key))
 
-    async def want(self, key: str, model: ServedModel) -> dict[str, Any]:
+    async def want(self, key: str, model: ServedModel, *, is_verified: bool = False) -> dict[str, Any]:
         """Load it, and again after each restart; returns what was measured when it is warm.
+
+        Where `is_verified`, every byte was read just now: not again, the first time.
 
         Raises: UserError, DataLoss, DeviceFault for a model that is refused.
         """
@@ -107,7 +109,7 @@ class Slot:
             wanted = _Wanted(message, asyncio.get_running_loop().create_future())
             self._wanted[key] = wanted
             if self._writer:
-                self._load(key, wanted)
+                self._load(key, wanted, is_verified=is_verified)
         return await asyncio.shield(wanted.done)
 
     async def drop(self, key: str) -> None:
@@ -213,10 +215,13 @@ class Slot:
         self._on_loss(losses)
         self._on_change()
 
-    def _load(self, key: str, wanted: _Wanted) -> None:
+    def _load(self, key: str, wanted: _Wanted, *, is_verified: bool = False) -> None:
         number = next(_numbers)
         self._asked[number] = (key, wanted.done)
-        self._send(Message({"kind": "load", "number": number, **wanted.message}))
+        message = {"kind": "load", "number": number, **wanted.message}
+        if is_verified:
+            message["settings"] = {**message["settings"], "verify": False}
+        self._send(Message(message))
 
     def _send(self, message: Message) -> None:
         if self._writer:

@@ -53,7 +53,7 @@ async def swap(
     try:
         await _try(model, slots[0].place)
         key = key_of(entry.asked.name, model)
-        await asyncio.gather(*(slot.want(key, model) for slot in slots))
+        await asyncio.gather(*(slot.want(key, model, is_verified=True) for slot in slots))
     except SteadyError as error:
         entry.refused[sign] = error.message
         entry.why = f"version {model.version} was refused: {error.message}"
