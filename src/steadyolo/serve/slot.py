@@ -54,7 +54,7 @@ class Slot:
         self.place = place
         self.loaded: dict[str, dict[str, Any]] = {}  # what is warm in the worker of now, and what it told of it
         self.warming: set[str] = set()
-        self.num_restarts, self.num_bytes, self.pace = 0, 0, Pace()
+        self.num_restarts, self.num_rehearsals, self.num_bytes, self.pace = 0, 0, 0, Pace()
         self.why_out = ""
         self.outstanding: dict[int, Request] = {}
         self._on_change, self._on_loss = on_change, on_loss
@@ -287,6 +287,7 @@ class Slot:
         wanted.used_s = time.monotonic()
         number, done = next(_numbers), asyncio.get_running_loop().create_future()
         self._rehearsals[number] = done
+        self.num_rehearsals += 1
         asked = {"options": _USUAL, "is_behind": True, "deadline_s": wanted.used_s + _REHEARSAL_LIMIT_S}
         self._send(Message({"kind": "detect", "number": number, "key": key, **asked}, wanted.golden))
         await done
