@@ -83,6 +83,8 @@ class Dispatcher:
             if free and key:
                 self._queue.remove(request)
                 min(free, key=lambda slot: len(slot.outstanding)).send(request, key)
+            elif request.num_losses and able:
+                return  # it goes alone: others would keep its worker busy for ever
             elif not any(slot.has_room(request) for slot in self._slots):
                 return
 

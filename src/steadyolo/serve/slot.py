@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from steadyolo.errors import SteadyError
+from steadyolo.errors import DataLoss, SteadyError
 from steadyolo.serve import spawning, wire
 from steadyolo.serve.admission import Pace
 from steadyolo.serve.place import Place
@@ -163,15 +163,18 @@ class Slot:
         while not self._is_ending:
             begun_s = time.monotonic()
             place = self.place
-            self._spawned = spawned or spawning.spawn(
-                device=place.device, command=place.command, niceness=place.niceness
-            )
-            spawned, self._num_missed_beats, self._is_heard = None, 0, False
             try:
-                await self._live(self._spawned)
-            finally:
-                self._take_out(self._spawned)
-            await asyncio.to_thread(_reap, self._spawned)
+                self._spawned = spawned or spawning.spawn(
+                    device=place.device, command=place.command, niceness=place.niceness
+                )
+                spawned, self._num_missed_beats, self._is_heard = None, 0, False
+                try:
+                    await self._live(self._spawned)
+                finally:
+                    self._take_out(self._spawned)
+                await asyncio.to_thread(_reap, self._spawned)
+            except (OSError, DataLoss) as error:  # no process could be started, or one spoke nonsense
+                _log.error("worker %s: %s", place.name, error)
             if self._is_ending or not place.is_restarted:
                 break
             self._num_ends = 1 if time.monotonic() - begun_s > _HEALTHY_S else self._num_ends + 1

@@ -250,6 +250,9 @@ class WarmService:
                 continue
             if newest and (entry.current is None or newest.version != entry.current.version):
                 async with entry.changing:
+                    if not entry.is_resident:
+                        entry.current = newest  # for when it is loaded
+                        continue
                     await swap(entry, newest, self._slots, self._dispatch, self._settings)
 
     def _resident(self, entry: Entry) -> Resident:
