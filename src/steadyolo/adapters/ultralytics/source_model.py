@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from copy import deepcopy
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -126,10 +127,29 @@ def _without_training_parts(module: Any) -> Any:
         if isinstance(part, Detect | Classify):
             part.export, part.format = True, "onnx"
         if isinstance(part, Detect):
-            part.dynamic, part.shape, part.max_det = True, None, _MOST_ROWS
+            part.dynamic, part.shape = True, None
+            part.postprocess = partial(_best_rows, part.nc)
         elif isinstance(part, C2f):
             part.forward = part.forward_split
     return bare
+
+
+def _best_rows(num_classes: int, predictions: Tensor) -> Tensor:
+    """As the head's own `postprocess`, for shapes of any size: traced, that takes 300 rows from less than 300 places.
+
+    Shapes: (batch, places, 4 + classes + more) in; (batch, up to 300, 4 + 1 + 1 + more) out, best first.
+    """
+    num_rows = torch.clamp(torch.as_tensor(predictions.shape[1]), max=_MOST_ROWS)  # traced, a size is a tensor
+    scored = slice(4, 4 + num_classes)
+
+    def taken(places: Tensor, rows: Tensor) -> Tensor:
+        return rows.gather(1, places[..., None].expand(-1, -1, predictions.shape[-1]))
+
+    best = taken(predictions[..., scored].amax(-1).topk(num_rows).indices, predictions)  # type: ignore[arg-type]
+    scores, flat = best[..., scored].flatten(1).topk(num_rows)  # type: ignore[arg-type]
+    rows = taken(flat // num_classes, best)
+    classes = (flat % num_classes).to(scores.dtype)
+    return torch.cat((rows[..., :4], scores[..., None], classes[..., None], rows[..., 4 + num_classes :]), dim=-1)
 
 
 def _tensors(found: Any) -> list[Tensor]:

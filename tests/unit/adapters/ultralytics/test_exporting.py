@@ -9,7 +9,8 @@ import pytest
 from steadyolo.serve.served_model import ServedModel, open_served
 from tests.conftest import TASKS
 
-OTHERS = [("detect", family) for family in ("yolov5", "yolo11", "yolo26")]
+OTHERS = [("detect", family) for family in ("yolov5", "yolo11", "yolo12", "yolov10", "yolo26")]
+OTHERS += [(task, "yolo26") for task in TASKS if task != "detect"]
 
 
 @pytest.mark.parametrize(("task", "family"), [*((task, "yolov8") for task in TASKS), *OTHERS])
