@@ -80,8 +80,7 @@ def same_objects(expected: Parts, given: Parts) -> tuple[Parts, Parts]:
     """
     cutoff = float(expected["scores"].min())
     span = float(expected["scores"].max()) - cutoff
-    strong = expected["scores"][0, :, 0] > cutoff + 0.05 * span
-    chosen = np.flatnonzero(strong)
+    chosen = np.flatnonzero(expected["scores"][0, :, 0] >= cutoff + 0.05 * span)
     size = max(float(np.abs(expected["boxes"]).max(initial=1.0)), 1.0)
 
     def described(parts: Parts) -> Output:

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 
 from steadyolo.adapters.runtimes.conversion import Run
-from steadyolo.adapters.ultralytics.source_model import SourceModel
+from steadyolo.adapters.ultralytics.source_model import SourceModel, rounded_to_bfloat16
 from steadyolo.data.boards.defect import DEFECTS
 from steadyolo.data.boards.picture import take_picture
 from steadyolo.errors import DataLoss, UserError
@@ -76,6 +76,14 @@ def compare(run: Run, tried: Sequence[Trial], source: SourceModel, *, form: str)
     if wrong:
         raise _unlike(source, form, f"{', '.join(wrong)} (rounding explains {TOLERANCES})")
     return {f"{form} {name}": value for name, value in largest.items()}
+
+
+def rounding(source: SourceModel, trial: Trial) -> dict[str, float]:
+    """What computing in bfloat16 does to the answer, by part, as `check_golden` measures it."""
+    layout = layout_of(source)
+    rounded = rounded_to_bfloat16(source).run(trial.images)
+    found = golden.differences(layout.parts(trial.outputs), layout.parts(rounded), layout)
+    return {f"bf16 {name}": value for name, value in found.items()}
 
 
 def output_shapes(tried: Sequence[Trial]) -> dict[str, tuple[int, ...]]:

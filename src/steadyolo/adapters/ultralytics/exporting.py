@@ -35,7 +35,7 @@ def export_here(request: ExportRequest, tell: Tell) -> dict[str, Any]:
     tell("asking the source model")
     pictures = comparing.pictures(source, request.picture)
     trials = comparing.trials(source, pictures)
-    comparison: dict[str, float] = {}
+    comparison = comparing.rounding(source, trials[0])
     onnx = request.staged / GRAPHS["onnx"]
     for form in request.forms:
         tell(f"writing {form}")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from copy import deepcopy
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -99,6 +99,16 @@ def load(request: ExportRequest) -> SourceModel:
         classes=tuple(str(names[index]) for index in range(len(names))),
         is_end_to_end=task != "classify" and bool(module.end2end),
     )
+
+
+def rounded_to_bfloat16(source: SourceModel) -> SourceModel:
+    """The model as processors compute it in bfloat16: what goes into sums of products is rounded, the sums are not."""
+    module = deepcopy(source.module)
+    for part in module.modules():
+        if isinstance(part, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
+            part.weight.data = part.weight.data.bfloat16().float()
+            part.register_forward_pre_hook(lambda _, inputs: tuple(one.bfloat16().float() for one in inputs))
+    return replace(source, module=module)
 
 
 def write_onnx(source: SourceModel, path: Path) -> None:
