@@ -40,14 +40,22 @@ def staging(folder: Path) -> Iterator[Path]:
 
 
 def keep_served(staged: Path, folder: Path, values: Mapping[str, Any]) -> ServedModel:
-    """Give the files in `staged` a manifest of `values` and the name `folder`, in the place of what is there.
+    """Give the files in `staged` a manifest of `values`, and adopt them. Raises: as `adopt_served`."""
+    files = {
+        path.name: ServedFile(num_bytes=path.stat().st_size, sha256=digest_of(path))
+        for path in sorted(staged.iterdir())
+    }
+    model = ServedModel(folder=staged, version="", files=files, **values)
+    return adopt_served(staged, folder, json.dumps(model.to_manifest(), indent=1).encode() + b"\n")
+
+
+def adopt_served(staged: Path, folder: Path, data: bytes) -> ServedModel:
+    """Give the files in `staged` the manifest `data`, and the name `folder`, in the place of what is there.
 
     When this returns they outlive a loss of power; a reader sees the old model or the new. Raises: OSError.
     """
-    files = {path.name: _described(path) for path in sorted(staged.iterdir()) if path.name != MANIFEST}
-    model = ServedModel(folder=staged, version="", files=files, **values)
-    data = json.dumps(model.to_manifest(), indent=1).encode() + b"\n"
-    LOCAL_DISK.remove(staged / MANIFEST)
+    for path in staged.iterdir():
+        _sync(path)
     LOCAL_DISK.write(staged / MANIFEST, [data])
     LOCAL_DISK.sync_folder(staged)
     if folder.exists():
@@ -58,13 +66,12 @@ def keep_served(staged: Path, folder: Path, values: Mapping[str, Any]) -> Served
     return ServedModel.from_manifest(data, folder)
 
 
-def _described(path: Path) -> ServedFile:
+def _sync(path: Path) -> None:
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(fd)
     finally:
         os.close(fd)
-    return ServedFile(num_bytes=path.stat().st_size, sha256=digest_of(path))
 
 
 def _exchange(staged: Path, folder: Path) -> None:

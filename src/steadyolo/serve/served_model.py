@@ -22,6 +22,7 @@ Fit = Literal["letterbox", "crop"]
 INPUT = "images"  # the graph's one input: (batch, 3, height, width), RGB, 0 to 1
 MANIFEST, SUFFIX = "manifest.json", ".served"
 _PIECE_BYTES = 1 << 20
+_COPY_AGAIN = "copy the served model again, or export it again"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,6 +100,11 @@ class ServedModel:
         try:
             raw = json.loads(data)
             wanted = {"format", *(one.name for one in fields(cls))} - {"folder", "version"}
+            if isinstance(raw, dict) and isinstance(raw.get("format"), int) and raw["format"] > cls.VERSION:
+                raise UserError(
+                    f"{folder / MANIFEST} is of format {raw['format']}; this steadyolo knows {cls.VERSION}",
+                    remedy="upgrade steadyolo here, or export the model with the version that is here",
+                )
             if not isinstance(raw, dict) or set(raw) != wanted or raw["format"] != cls.VERSION:
                 raise ValueError("not the keys of this version")
             if raw["task"] not in get_args(Task) or raw["preparation"]["fit"] not in get_args(Fit):
@@ -133,12 +139,12 @@ def open_served(folder: Path, *, verify: bool = True) -> ServedModel:
     model = ServedModel.from_manifest(data, folder)
     for name, file in model.files.items():
         path = folder / name
-        num_bytes = path.stat().st_size if path.is_file() else -1
-        if num_bytes != file.num_bytes or (verify and digest_of(path) != file.sha256):
-            raise DataLoss(
-                f"{path} is not what was exported ({num_bytes} bytes, {file.num_bytes} expected)",
-                remedy="copy the served model again, or export it again",
-            )
+        if not path.is_file():
+            raise DataLoss(f"{path} is missing", remedy=_COPY_AGAIN)
+        if (num_bytes := path.stat().st_size) != file.num_bytes:
+            raise DataLoss(f"{path} has {num_bytes} bytes, and had {file.num_bytes} when exported", remedy=_COPY_AGAIN)
+        if verify and digest_of(path) != file.sha256:
+            raise DataLoss(f"{path} was changed since it was exported: its digest differs", remedy=_COPY_AGAIN)
     return model
 
 

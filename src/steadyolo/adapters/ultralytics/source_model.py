@@ -23,6 +23,7 @@ from steadyolo.adapters.ultralytics.export_process import ExportRequest
 from steadyolo.errors import UserError
 from steadyolo.serve.served_model import INPUT, Preparation
 from steadyolo.serve.session import Images, Output
+from steadyolo.vault.tensors import decode
 
 OPSET = 18  # the newest that ONNX Runtime computes on GPUs without copying to the CPU for Resize and ReduceMax
 _MOST_ROWS = 300  # of a head that needs no suppression, as Ultralytics' max_det
@@ -75,6 +76,8 @@ def load(request: ExportRequest) -> SourceModel:
     LOGGER.setLevel(logging.WARNING)
     module, checkpoint = load_checkpoint(request.weights)
     module = module.float().eval()
+    if request.tensors is not None:
+        module.load_state_dict(decode(request.tensors))
     for parameter in module.parameters():
         parameter.requires_grad = False
     task = str(module.task)
@@ -149,14 +152,17 @@ def _best_rows(num_classes: int, predictions: Tensor) -> Tensor:
 
     Shapes: (batch, places, 4 + classes + more) in; (batch, up to 300, 4 + 1 + 1 + more) out, best first.
     """
-    num_rows = torch.clamp(torch.as_tensor(predictions.shape[1]), max=_MOST_ROWS)  # traced, a size is a tensor
+    num_places: Any = predictions.shape[1]  # while it is traced, a tensor
+    num_rows: Any = (
+        torch.clamp(num_places, max=_MOST_ROWS) if torch.is_tensor(num_places) else min(num_places, _MOST_ROWS)
+    )
     scored = slice(4, 4 + num_classes)
 
     def taken(places: Tensor, rows: Tensor) -> Tensor:
         return rows.gather(1, places[..., None].expand(-1, -1, predictions.shape[-1]))
 
-    best = taken(predictions[..., scored].amax(-1).topk(num_rows).indices, predictions)  # type: ignore[arg-type]
-    scores, flat = best[..., scored].flatten(1).topk(num_rows)  # type: ignore[arg-type]
+    best = taken(predictions[..., scored].amax(-1).topk(num_rows).indices, predictions)
+    scores, flat = best[..., scored].flatten(1).topk(num_rows)
     rows = taken(flat // num_classes, best)
     classes = (flat % num_classes).to(scores.dtype)
     return torch.cat((rows[..., :4], scores[..., None], classes[..., None], rows[..., 4 + num_classes :]), dim=-1)
