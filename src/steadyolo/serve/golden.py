@@ -18,7 +18,7 @@ from steadyolo.serve.session import Images, Output, Session
 
 PICTURE, ANSWER = "golden.png", "golden.npz"
 NUM_ROUNDINGS = 4.0  # runtimes round to bfloat16 in other places than the measurement did
-LEAST_TOLERANCE = 0.05  # of how much a part of the answer varies
+LEAST_TOLERANCE, MOST_TOLERANCE = 0.05, 0.75  # of how much a part of the answer varies
 _ROWS = "rows of "  # in the file: which rows of a part are kept
 _NUM_SPREAD, _NUM_STRONGEST = 192, 64  # rows that are kept: from everywhere, and the surest
 _NUM_STRETCHES = 8
@@ -62,7 +62,7 @@ def beyond(differences: Mapping[str, float], measured: Mapping[str, float]) -> d
     return {
         name: value
         for name, value in differences.items()
-        if not value <= max(LEAST_TOLERANCE, NUM_ROUNDINGS * measured.get(f"bf16 {name}", 0.0))
+        if not value <= min(max(LEAST_TOLERANCE, NUM_ROUNDINGS * measured.get(f"bf16 {name}", 0.0)), MOST_TOLERANCE)
     }
 
 
