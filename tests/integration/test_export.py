@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -11,12 +12,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
+from steadyolo.adapters.ultralytics.export_process import ExportRequest, export_model
+from steadyolo.cli.export import export as export_command
 from steadyolo.cli.models import chosen_weights, find_model
-from steadyolo.serve.served_model import digest_of, open_served
+from steadyolo.errors import UserError
+from steadyolo.serve.served_model import Source, digest_of, open_served
 from steadyolo.vault.folder_store import FolderStore
 from tests.faults.stores import name_of, run_folder, upload_all
 
+SOURCE = Source(name="m.pt", sha256="")
 PROGRAM = "from steadyolo.cli.main import run; run()"
 
 
@@ -60,26 +66,37 @@ def test_a_run_in_a_store_is_exported_to_a_store(weights: Callable[..., Path], t
     [
         (("nothing.pt",), "nothing.pt is not there"),
         (("m.pt", "format=tflite"), "format=tflite is unknown"),
-        (("m.pt", "format=engine"), "needs an NVIDIA GPU"),
         (("m.pt", "imgsz=big"), "imgsz=big is no size"),
         (("m.pt", "nms=True"), "never in it"),
+        (("m.pt", "step=last"), "step=last is no step"),
         (("m.pt", "out=elsewhere"), "out=elsewhere does not end in .served"),
+        (("m.pt", "out=file:///somewhere/else"), "does not name a served model"),
         (("m.pt", "epochs=3"), "unknown argument 'epochs'"),
-        (("m.pt",), "is not a model checkpoint"),
         ((".",), "has no weights/best.pt"),
     ],
 )
-def test_what_cannot_be_exported_is_told(words: tuple[str, ...], saying: str, tmp_path: Path) -> None:
-    if "format=engine" in words:
-        torch = pytest.importorskip("torch")
-        if torch.cuda.is_available():
-            pytest.skip("there is a GPU")
+def test_what_cannot_be_exported_is_refused(words: tuple[str, ...], saying: str, working_folder: Path) -> None:
+    (working_folder / "m.pt").write_bytes(b"not weights")
+    with pytest.raises(UserError, match=re.escape(saying)):
+        export_command(words[0], list(words[1:]))
+    assert [path.name for path in working_folder.iterdir()] == ["m.pt"]
+
+
+def test_a_refusal_of_the_other_process_is_told(tmp_path: Path) -> None:
     (tmp_path / "m.pt").write_bytes(b"not weights")
-    done = export(*words, cwd=tmp_path)
+    done = export("m.pt", cwd=tmp_path)
     assert done.returncode == 2
-    assert saying in done.stderr
+    assert "m.pt is not a model checkpoint" in done.stderr
     assert "remedy:" in done.stderr
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["m.pt"]
+    assert [path.name for path in tmp_path.iterdir()] == ["m.pt"]
+
+
+def test_an_engine_takes_a_gpu(weights: Callable[..., Path], tmp_path: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(UserError, match="needs an NVIDIA GPU"):
+        export_model(ExportRequest(weights=weights("detect"), forms=("onnx", "engine")), tmp_path / "m.served", SOURCE)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_run_says_which_step_its_best_weights_are_of(tmp_path: Path) -> None:
