@@ -11,14 +11,21 @@ spreads as it does there. Remove when upstream's own assignment is bounded.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate
+from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
-from ultralytics.utils.tal import PoseTaskAlignedAssigner, RotatedTaskAlignedAssigner, TaskAlignedAssigner
+from ultralytics.utils.ops import crop_mask
+from ultralytics.utils.tal import (
+    PoseTaskAlignedAssigner,
+    RotatedTaskAlignedAssigner,
+    SegTaskAlignedAssigner,
+    TaskAlignedAssigner,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +43,9 @@ ACCELERATOR_LIMITS = Limits(32 << 20, 512 << 20)
 _PAIR_BYTES = 24  # held for a box and an anchor, at the worst moment
 _CANDIDATE_BYTES = 256  # held for an anchor inside a box, at the worst moment; more where there are keypoints
 _POINT_BYTES = 64
+_PIXEL_BYTES = 9  # held for a pixel of a mask that is compared
+_PLAIN_PIXEL_BYTES = 13  # by upstream, which compares so many pixels at once:
+_PLAIN_PIXELS = 1 << 27
 
 _NESTED = ("one2many", "one2one", "vp_criterion")  # where a criterion keeps others
 
@@ -71,16 +81,26 @@ class BoundedAssigner(TaskAlignedAssigner):
         **extra: Tensor,
     ) -> tuple[Tensor, ...]:
         limits = self.limits or LIMITS.get(anc_points.device.type, ACCELERATOR_LIMITS)
-        if self.bs * self.n_max_boxes * len(anc_points) * _PAIR_BYTES <= limits.whole_bytes:
+        if self._plain_bytes(len(anc_points), extra) <= limits.whole_bytes:
             return super()._forward(pd_scores, pd_bboxes, anc_points, gt_labels, gt_bboxes, mask_gt, **extra)
-        batch = _Batch(self, pd_scores, pd_bboxes, anc_points, gt_labels, gt_bboxes, mask_gt.bool(), extra)
-        columns = [batch.assign(pieces[: self.most_pieces]) for pieces in batch.pieces(limits.piece_bytes)]
+        given = (pd_scores, pd_bboxes, anc_points, gt_labels, gt_bboxes, mask_gt.bool(), extra)
+        batch = self._parts(self, limits.piece_bytes, *given)
+        columns = [batch.assign(pieces[: self.most_pieces]) for pieces in batch.pieces()]
         fg_mask = torch.stack([each.is_matched for each in columns])
         target_gt_idx = torch.stack([each.box for each in columns])
         labels, boxes, scores = self.get_targets(gt_labels, gt_bboxes, target_gt_idx, fg_mask)
         factors = torch.stack([each.score for each in columns])
         scores = scores.to(factors.dtype).mul_(factors.unsqueeze(-1))  # in one step, torch makes a second copy
         return labels, boxes, scores, fg_mask, target_gt_idx
+
+    def _plain_bytes(self, num_anchors: int, extra: dict[str, Tensor]) -> int:
+        """About what upstream's own method holds."""
+        held: int = self.bs * self.n_max_boxes * num_anchors * _PAIR_BYTES
+        return held
+
+    @property
+    def _parts(self) -> type[_Batch]:
+        return _Batch
 
 
 class BoundedRotatedAssigner(BoundedAssigner, RotatedTaskAlignedAssigner):
@@ -91,10 +111,24 @@ class BoundedPoseAssigner(BoundedAssigner, PoseTaskAlignedAssigner):
     """Boxes with keypoints."""
 
 
+class BoundedMaskAssigner(BoundedAssigner, SegTaskAlignedAssigner):
+    """Boxes with masks."""
+
+    def _plain_bytes(self, num_anchors: int, extra: dict[str, Tensor]) -> int:
+        num_masks = self.bs * min(num_anchors, self.n_max_boxes * 3 * self.topk)
+        num_pixels = min(num_masks * prod(extra["proto"].shape[-2:]), _PLAIN_PIXELS)
+        return super()._plain_bytes(num_anchors, extra) + num_pixels * _PLAIN_PIXEL_BYTES
+
+    @property
+    def _parts(self) -> type[_Batch]:
+        return _MaskBatch
+
+
 _BOUNDED = {
     TaskAlignedAssigner: BoundedAssigner,
     RotatedTaskAlignedAssigner: BoundedRotatedAssigner,
     PoseTaskAlignedAssigner: BoundedPoseAssigner,
+    SegTaskAlignedAssigner: BoundedMaskAssigner,
 }
 
 
@@ -138,6 +172,7 @@ class _Batch:
     """What upstream's `_forward` is given, and `assigner`, whose rules hold. `is_box`: (images, boxes, 1), boolean."""
 
     assigner: Any
+    piece_bytes: int
     pd_scores: Tensor
     pd_bboxes: Tensor
     anc_points: Tensor
@@ -146,12 +181,12 @@ class _Batch:
     is_box: Tensor
     extra: dict[str, Tensor]
 
-    def pieces(self, piece_bytes: int) -> list[list[_Piece]]:
+    def pieces(self) -> list[list[_Piece]]:
         """By image, pieces of `piece_bytes` at most, or of one box. Rows behind an image's last box are left out."""
         num_anchors, device = len(self.anc_points), self.is_box.device
         ranks = torch.arange(1, self.is_box.shape[1] + 1, device=device)
         num_rows = (self.is_box.squeeze(-1) * ranks).amax(1).tolist()
-        step = max(1, piece_bytes // (_PAIR_BYTES * num_anchors))
+        step = max(1, self.piece_bytes // (_PAIR_BYTES * num_anchors))
         counted = [
             self._candidates(image, slice(start, min(start + step, stop))).sum(-1)
             for image, stop in enumerate(num_rows)
@@ -165,7 +200,7 @@ class _Batch:
         pieces, row = [], 0
         for image, num in enumerate(num_rows):
             sizes = [_PAIR_BYTES * num_anchors + bytes_each * count for count in counts[row : row + num]]
-            pieces.append([_Piece(image, s, before[row + s.start], before[-1]) for s in _cut(sizes, piece_bytes)])
+            pieces.append([_Piece(image, s, before[row + s.start], before[-1]) for s in _cut(sizes, self.piece_bytes)])
             row += num
         return pieces
 
@@ -201,15 +236,23 @@ class _Batch:
 
     def _metrics(self, piece: _Piece) -> tuple[Tensor, Tensor, Tensor]:
         """As upstream's `get_box_metrics`: candidates, alignment metric and overlaps, each (boxes, anchors)."""
-        assigner, candidates = self.assigner, self._candidates(piece.image, piece.boxes)
+        candidates = self._candidates(piece.image, piece.boxes)
         row, anchor = candidates.nonzero(as_tuple=True)
         image, box = torch.full_like(row, piece.image), row + piece.boxes.start
         score = self.pd_scores[image, anchor, self.gt_labels[image, box, 0].long()]
-        overlap = assigner.pair_overlaps((image, box, anchor), self.gt_bboxes, self.pd_bboxes, **self.extra)
-        align = _power(score, assigner.alpha, piece) * _power(overlap, assigner.beta, piece)
+        overlap = self._overlap(piece, candidates, (image, box, anchor), score)
+        align = self._align(piece, score, overlap)
         align_metric, overlaps = align.new_zeros(candidates.shape), overlap.new_zeros(candidates.shape)
         align_metric[row, anchor], overlaps[row, anchor] = align, overlap
         return candidates, align_metric, overlaps
+
+    def _overlap(self, piece: _Piece, candidates: Tensor, pairs: tuple[Tensor, ...], score: Tensor) -> Tensor:
+        """Of each candidate (image, box, anchor) in `pairs`."""
+        overlap: Tensor = self.assigner.pair_overlaps(pairs, self.gt_bboxes, self.pd_bboxes, **self.extra)
+        return overlap
+
+    def _align(self, piece: _Piece, score: Tensor, overlap: Tensor) -> Tensor:
+        return _power(score, self.assigner.alpha, piece) * _power(overlap, self.assigner.beta, piece)
 
     def _chosen(self, piece: _Piece, candidates: Tensor, align_metric: Tensor) -> Tensor:
         """The best anchors of each box, as upstream's `get_pos_mask`."""
@@ -236,6 +279,57 @@ class _Batch:
         overlaps *= matched
         most_overlap = overlaps.amax(-1, keepdim=True)
         return align_metric.mul_(most_overlap).div_(most_aligned + self.assigner.eps).amax(0)
+
+
+@dataclass(frozen=True, slots=True)
+class _MaskBatch(_Batch):
+    """A batch whose overlaps are the means of boxes' and masks'.
+
+    Masks are compared of each box's best anchors only, pair by pair where upstream compares all with all: `compared`
+    keeps row, anchor and overlap of those, by image and first box of a piece.
+    """
+
+    compared: dict[tuple[int, int], tuple[Tensor, Tensor, Tensor]] = field(default_factory=dict)
+
+    def _overlap(self, piece: _Piece, candidates: Tensor, pairs: tuple[Tensor, ...], score: Tensor) -> Tensor:
+        overlap = TaskAlignedAssigner.pair_overlaps(self.assigner, pairs, self.gt_bboxes, self.pd_bboxes)
+        row, anchor = pairs[1] - piece.boxes.start, pairs[2]
+        dense = overlap.new_zeros(candidates.shape)
+        key = piece.image, piece.boxes.start
+        if key not in self.compared:
+            dense[row, anchor] = self._align(piece, score, overlap) + self.assigner.eps
+            self.compared[key] = self._compare(piece, candidates, dense)
+            dense.zero_()
+        of_row, of_anchor, mask_overlap = self.compared[key]
+        dense[of_row, of_anchor] = mask_overlap
+        mean: Tensor = (overlap + dense[row, anchor]) / 2
+        return mean
+
+    def _compare(self, piece: _Piece, candidates: Tensor, metric: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Rows and anchors whose masks are compared, and how much these overlap."""
+        best = metric.topk(min(3 * self.assigner.topk, metric.shape[-1]), dim=-1).indices
+        places = torch.arange(best.shape[-1], device=best.device)
+        row, place = (places < candidates.sum(-1, keepdim=True)).nonzero(as_tuple=True)  # candidates come first
+        anchor = best[row, place]
+        num_pixels = prod(self.extra["proto"].shape[-2:])
+        step = max(2, self.piece_bytes // (_PIXEL_BYTES * num_pixels))
+        overlap = metric.new_zeros(len(row))
+        for start in range(0, len(row), step)[: self.assigner.most_pieces]:
+            some = slice(start, start + step)
+            overlap[some] = self._mask_overlap(piece.image, row[some] + piece.boxes.start, anchor[some])
+        return row, anchor, overlap
+
+    def _mask_overlap(self, image: int, box: Tensor, anchor: Tensor) -> Tensor:
+        """As upstream's `pair_overlaps`. Areas are sums of ones, so that nothing is rounded but a mask's values."""
+        several = anchor if len(anchor) > 1 else anchor.repeat(2)  # the product of one row would be rounded otherwise
+        proto = self.extra["proto"][image]
+        mask = (self.extra["pd_coef"][image, several] @ proto.flatten(1))[: len(anchor)].gt_(0)
+        boxes = self.pd_bboxes[image, anchor] * self.extra["mask_scale"][image]
+        mask = crop_mask(mask.view(-1, *proto.shape[-2:]), boxes).flatten(1)
+        true = self.extra["gt_masks"][image, box].flatten(1).to(mask.dtype)
+        areas = mask.sum(-1, dtype=torch.float) + true.sum(-1, dtype=torch.float)
+        shared = mask.mul_(true).sum(-1, dtype=torch.float)
+        return shared / (areas - shared).clamp(min=1)
 
 
 def _cut(sizes: Iterable[int], limit: int) -> Iterator[slice]:
