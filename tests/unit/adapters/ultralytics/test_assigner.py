@@ -14,6 +14,7 @@ from ultralytics.nn.tasks import DetectionModel, OBBModel, PoseModel, Segmentati
 from ultralytics.utils import DEFAULT_CFG, tal
 
 from steadyolo.adapters.ultralytics import assigner as bounded
+from steadyolo.adapters.ultralytics import assignment
 from steadyolo.adapters.ultralytics.assigner import bound_assigners
 from steadyolo.adapters.ultralytics.criterion import Criterion, assigners_of
 from steadyolo.testing.tensor_bytes import peak_bytes
@@ -205,21 +206,21 @@ def test_lists_that_threads_share(kind: type, num_threads: int, monkeypatch: pyt
     torch.set_num_threads(num_threads)
     case = replace(CROWDED, kind=kind)
     sizes: list[int] = []
-    power = bounded._power
+    power = assignment._power
 
     def watched(values: torch.Tensor, exponent: float, piece: Any) -> torch.Tensor:
         sizes.append(piece.num_candidates)
         return power(values, exponent, piece)
 
-    monkeypatch.setattr(bounded, "_power", watched)
+    monkeypatch.setattr(assignment, "_power", watched)
     assert differing(case, 10, None) == []
-    assert max(sizes) > bounded._DEALT_FROM, "nothing was shared out"
+    assert max(sizes) > assignment._DEALT_FROM, "nothing was shared out"
 
 
 def test_a_powers_place_in_the_list_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Computing powers piece by piece, wherever the pieces begin and end, differs in a last bit somewhere."""
     limit(monkeypatch, 400_000)
-    monkeypatch.setattr(bounded, "_power", lambda values, exponent, _: values.pow(exponent))
+    monkeypatch.setattr(assignment, "_power", lambda values, exponent, _: values.pow(exponent))
     if torch.backends.cpu.get_cpu_capability() == "DEFAULT":
         pytest.skip("this processor computes no powers in vectors")
     assert any(differing(replace(CROWDED, seed=seed), 10, None) for seed in range(5))
@@ -230,13 +231,13 @@ def test_the_first_of_equal_overlaps_is_needed(monkeypatch: pytest.MonkeyPatch) 
     limit(monkeypatch, 1)
     case = Case(num_boxes=6, odd=frozenset({"same boxes", "all full"}), box_share=1.0)
     assert differing(case, 10, None) == []
-    see = bounded._Best.see
+    see = assignment._Best.see
 
     def see_last(best: Any, overlaps: torch.Tensor, chosen: torch.Tensor, first_box: int) -> None:
         best.overlap = best.overlap.nextafter(torch.tensor(-1.0))
         see(best, overlaps, chosen, first_box)
 
-    monkeypatch.setattr(bounded._Best, "see", see_last)
+    monkeypatch.setattr(assignment._Best, "see", see_last)
     assert differing(case, 10, None)
 
 
@@ -247,7 +248,7 @@ def test_masks_are_rounded_as_upstreams(monkeypatch: pytest.MonkeyPatch) -> None
     assert differing(case, 10, None) == []
     limit(monkeypatch, 1)  # one box at a time, and its pairs by twos: some are left alone
     assert differing(case, 10, None) == []
-    whole = bounded._MaskBatch._mask_overlap
+    whole = bounded.MaskBatch._mask_overlap
 
     def one_by_one(batch: Any, image: int, box: torch.Tensor, anchor: torch.Tensor) -> torch.Tensor:
         alone = torch.Tensor.repeat
@@ -257,7 +258,7 @@ def test_masks_are_rounded_as_upstreams(monkeypatch: pytest.MonkeyPatch) -> None
         finally:
             torch.Tensor.repeat = alone  # type: ignore[method-assign]
 
-    monkeypatch.setattr(bounded._MaskBatch, "_mask_overlap", one_by_one)
+    monkeypatch.setattr(bounded.MaskBatch, "_mask_overlap", one_by_one)
     assert differing(case, 10, None), "this processor rounds one row as it rounds many"
 
 
@@ -311,7 +312,7 @@ def test_every_assigner_of_upstreams_is_known() -> None:
 
 
 def test_a_small_batch_is_left_to_upstream(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bounded._Batch, "pieces", None)
+    monkeypatch.setattr(bounded.Batch, "pieces", None)
     assert differing(Case(), 10, None) == []
 
 
