@@ -11,6 +11,7 @@ from steadyolo.cli import demo, doctor, export, plan, resume, runs, store, train
 from steadyolo.errors import SteadyError, UserError
 
 EXIT_FAILED, EXIT_WRONG_REQUEST = 1, 2
+_NO_ROOM_TO_LOAD = ("failed to map segment", "cannot allocate memory")  # what a dynamic linker says
 
 app = typer.Typer(
     name="steadyolo",
@@ -37,6 +38,13 @@ def run() -> None:
     except SteadyError as error:
         sys.stderr.write(f"error: {error}\n")
         sys.exit(EXIT_WRONG_REQUEST if isinstance(error, UserError) else EXIT_FAILED)
+    except (MemoryError, ImportError) as error:
+        words = str(error) or "out of memory"
+        if isinstance(error, ImportError) and not any(told in words.lower() for told in _NO_ROOM_TO_LOAD):
+            raise
+        remedy = "raise the limit of this process (ulimit -v, its control group): torch alone takes gigabytes"
+        sys.stderr.write(f"error: {words}\n  remedy: {remedy}\n")
+        sys.exit(EXIT_FAILED)
     except OSError as error:
         if error.errno in {errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG}:
             sys.stderr.write(f"error: {error}\n  remedy: name another path; a file is where a folder has to be\n")
