@@ -24,11 +24,11 @@ def weights(tmp_path_factory: pytest.TempPathFactory, models: Callable[..., Path
     folder = tmp_path_factory.mktemp("weights")
 
     @cache
-    def made(task: str, family: str = "yolov8") -> Path:
+    def made(task: str, family: str) -> Path:
         yaml = OWN_WIDTH.get(family) or models(task, family)
         return write_weights(folder / f"{family}-{task}.pt", yaml, task)
 
-    return made
+    return lambda task, family="yolov8": made(task, family)  # a default is one key of the cache with what it stands for
 
 
 @pytest.fixture(scope="session")
@@ -37,11 +37,11 @@ def served(tmp_path_factory: pytest.TempPathFactory, weights: Callable[..., Path
     folder = tmp_path_factory.mktemp("served")
 
     @cache
-    def made(task: str, family: str = "yolov8") -> ServedModel:
+    def made(task: str, family: str) -> ServedModel:
         path = weights(task, family)
         return export_in_this_process(path, folder / f"{path.stem}.served", is_end_to_end=family in END_TO_END)
 
-    return made
+    return lambda task, family="yolov8": made(task, family)
 
 
 def export_in_this_process(path: Path, folder: Path, *, is_end_to_end: bool = False) -> ServedModel:

@@ -115,13 +115,14 @@ def test_a_budget_is_kept(served: Served, faults: Faults, tmp_path: Path) -> Non
             offer(tmp_path, served("detect"), number)
         models = {name: tmp_path / f"{name}.served" for name in ("v1", "v2")}
         settings = faults.settings(load=load_settings())
-        async with serving(models, settings) as service:
-            taken = max(model.num_bytes for model in service.readiness().models)
-            assert taken > 0
-        budget_bytes = max(int(1.5 * taken), 10 << 20)
+        for _ in range(2):  # compiling takes memory of its own: the second start only loads
+            async with serving(models, settings) as service:
+                taken = max(model.num_bytes for model in service.readiness().models)
+                assert taken > 0
+        budget_bytes = taken + (3 << 20)  # less than a second one is thought to take
         async with serving(models, faults.settings(load=load_settings(), budget_bytes=budget_bytes)) as service:
-            states = {model.name: model.state for model in service.readiness().models}
-            assert sorted(states.values()) in (["ready", "unloaded"], ["ready", "ready"])
+            assert sorted(model.state for model in service.readiness().models) == ["ready", "unloaded"]
+            assert service.readiness().models[1].why.startswith("left out")
 
     asyncio.run(scenario())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import shutil
 import subprocess
 import sys
@@ -17,7 +18,7 @@ import torch
 from tests.faults.runs import Prepare, checkpoints, full_disk_while, happened, steadyolo, table
 from tests.faults.uninterrupted import Reference
 
-EXIT_WRONG_REQUEST = 2
+EXIT_FAILED, EXIT_WRONG_REQUEST = 1, 2
 
 
 def refused(output: str, *parts: object) -> None:
@@ -103,6 +104,20 @@ def test_an_argument_that_is_wrong(words: list[str], parts: list[str], reference
     given = [word for word in reference.words(run, epochs=1) if not word.startswith(names)]
     refused(steadyolo(*given, *words, log=tmp_path / "log").expect(EXIT_WRONG_REQUEST).output, *parts)
     assert not checkpoints(run)
+
+
+@pytest.mark.parametrize("limit_bytes", [800 << 20, 1900 << 20])
+def test_a_process_that_may_not_even_load_torch(limit_bytes: int, tmp_path: Path) -> None:
+    words = ["plan", "model=yolov8n.yaml", "batch=8", "memory.boxes=9", "device=cpu"]
+    outcome = subprocess.run(
+        [sys.executable, "-m", "steadyolo.cli.main", *words],
+        preexec_fn=partial(resource.setrlimit, resource.RLIMIT_AS, (limit_bytes, limit_bytes)),
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert outcome.returncode == EXIT_FAILED
+    refused(outcome.stderr, "failed to map segment", "raise the limit")
 
 
 def test_nothing_is_left_behind_by_an_unknown_argument(reference: Reference, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import json
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,7 +21,7 @@ from steadyolo.spec.run_spec import parse_pairs
 if TYPE_CHECKING:
     from steadyolo.adapters.ultralytics.export_process import ExportRequest, Form
 
-ARGUMENTS = ("format", "imgsz", "nms", "out", "picture")
+ARGUMENTS = ("format", "imgsz", "nms", "out", "picture", "step")
 
 
 def export(
@@ -37,7 +38,8 @@ def export(
     Example, from one store to another: `steadyolo export s3://bucket/runs/train out=s3://bucket/models/line-3.served`
 
     `format=` onnx, openvino (the default beside ONNX) or engine; `imgsz=` what it was trained for unless given;
-    `nms=False` takes the head that needs no suppression, where there is one; `picture=` what sessions are checked with.
+    `nms=False` takes the head that needs no suppression, where there is one; `picture=` what sessions are checked with;
+    `step=` a checkpoint of a run folder instead of its best weights.
     """
     from rich.console import Console
 
@@ -47,10 +49,10 @@ def export(
     out = str(arguments["out"]) if arguments.get("out") else None
     with (
         Console(stderr=True).status(f"looking for {model}") as status,
-        chosen_weights(model) as chosen,
+        chosen_weights(model, step=_step(arguments.get("step"))) as chosen,
         _made(out, chosen) as folder,
     ):
-        request = request_of(chosen.weights, arguments)
+        request = replace(request_of(chosen.weights, arguments), tensors=chosen.tensors)
         made = export_model(request, folder, chosen.source, tell=lambda what: status.update(f"{model}: {what}"))
         if out is not None and is_location(out):
             status.update(f"sending {out}")
@@ -113,6 +115,12 @@ def _shape_px(asked: Any) -> tuple[int, int] | None:
     if len(sides) not in {1, 2} or not all(isinstance(side, int) and not isinstance(side, bool) for side in sides):
         raise UserError(f"imgsz={asked} is no size", remedy="use pixels: imgsz=640, or height and width: imgsz=480,640")
     return sides[0], sides[-1]
+
+
+def _step(asked: Any) -> int | None:
+    if asked is not None and (isinstance(asked, bool) or not isinstance(asked, int)):
+        raise UserError(f"step={asked} is no step", remedy="use the number of a step that a run has a checkpoint of")
+    return asked
 
 
 def _is_end_to_end(nms: Any) -> bool:

@@ -59,20 +59,27 @@ def served_location(url: str) -> Location:
 
 @dataclass(frozen=True, slots=True)
 class Chosen:
-    """Weights on this machine, where they came from, and the folder that their served model goes to unless told."""
+    """Weights on this machine, where they came from, and the folder that their served model goes to unless told.
+
+    `tensors` are those of a checkpoint, which take the place of those in `weights`.
+    """
 
     weights: Path
     source: Source
     folder: Path
+    tensors: Path | None = None
 
 
 @contextmanager
-def chosen_weights(name: str) -> Iterator[Chosen]:
+def chosen_weights(name: str, *, step: int | None = None) -> Iterator[Chosen]:
     """The weights that `name` means: a `.pt`, the best of a run, or the same in a store, as long as this lasts.
 
-    Raises: UserError for a name that means none.
+    With `step`, those of a run folder's checkpoint, in full precision. Raises: UserError for a name that means none;
+    DataLoss for a checkpoint that does not verify.
     """
-    if is_location(name):
+    if step is not None:
+        yield _of_checkpoint(Path(name), step)
+    elif is_location(name):
         with _brought(name) as chosen:
             yield chosen
     elif Path(name).is_dir():
@@ -95,6 +102,20 @@ def _of_run(run: Path) -> Chosen:
     step, epoch = _best_of(run)
     source = Source(name=run.name, sha256=digest_of(weights), run=str(run.resolve().name), step=step, epoch=epoch)
     return Chosen(weights, source, weights.with_suffix(SUFFIX))
+
+
+def _of_checkpoint(run: Path, step: int) -> Chosen:
+    from steadyolo.vault.checkpoints import Checkpoints
+
+    checkpoints = Checkpoints(run / OURS_FOLDER / "checkpoints", writer_id="export")
+    there = {int(name.removeprefix("step-").partition(".")[0]): name for name in checkpoints.committed()}
+    if step not in there:
+        known = ", ".join(map(str, there)) or "none"
+        raise UserError(f"{run} has no checkpoint of step {step}", remedy=f"choose one that is there: {known}")
+    checkpoints.verify(there[step])
+    weights, tensors = run / "weights" / "last.pt", checkpoints.root / there[step] / "ema.safetensors"
+    source = Source(name=there[step], sha256=digest_of(tensors), run=str(run.resolve().name), step=step)
+    return Chosen(weights, source, weights.with_name(f"step-{step}{SUFFIX}"), tensors)
 
 
 def _best_of(run: Path) -> tuple[int | None, int | None]:

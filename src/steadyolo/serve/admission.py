@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-_NEWEST_SHARE = 0.1  # of each measurement in the running mean
+_NEWEST_SHARE = 0.2  # of each measurement in the running mean
 _LEAST_WAIT_S = 0.05  # what a client is told at least: it has to come back a moment later, not at once
 
 

@@ -39,6 +39,10 @@ class Entry:
             return key_of(self.asked.name, self.current) if self.current else None
         return key_of(self.asked.name, self.others[version]) if version in self.others else None
 
+    def is_loaded(self, slots: Sequence[Slot]) -> bool:
+        """Is the version that answers warm somewhere?"""
+        return any(self.key() in slot.loaded for slot in slots)
+
     def num_bytes(self, slots: Sequence[Slot]) -> int:
         """Measured where it is loaded; a guess before."""
         key = self.key()

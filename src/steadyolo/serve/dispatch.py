@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -53,9 +54,9 @@ class Dispatcher:
         """The worker's reply. Raises: Overloaded at once, or what `Service.detect` may."""
         self._admit(name, version, len(body), timeout_s)
         loop = asyncio.get_running_loop()
-        deadline_s = loop.time() + timeout_s
+        deadline_s = time.monotonic() + timeout_s  # the clock that workers share
         request = Request(next(_numbers), name, version, kind, asked, body, deadline_s, loop.create_future())
-        request.timer = loop.call_at(deadline_s, self._expire, request)
+        request.timer = loop.call_later(timeout_s, self._expire, request)
         self._num_open += 1
         self._num_bytes += len(body)
         self._queue.append(request)
@@ -82,6 +83,8 @@ class Dispatcher:
             if free and key:
                 self._queue.remove(request)
                 min(free, key=lambda slot: len(slot.outstanding)).send(request, key)
+            elif request.num_losses and able:
+                return  # it goes alone: others would keep its worker busy for ever
             elif not any(slot.has_room(request) for slot in self._slots):
                 return
 

@@ -114,7 +114,7 @@ class Loaded:
     def told(self) -> dict[str, Any]:
         """What the front hears of it."""
         return {
-            "session": self.engine.session.label,
+            "session": self.engine.session.label if self.settings.warm_up else "not warmed",
             "num_bytes": self.num_bytes,
             "load_s": self.load_s,
             "buckets": self.buckets,

@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from steadyolo.errors import SteadyError
+from steadyolo.errors import DataLoss, SteadyError
 from steadyolo.serve import spawning, wire
 from steadyolo.serve.admission import Pace
 from steadyolo.serve.place import Place
@@ -54,7 +54,7 @@ class Slot:
         self.place = place
         self.loaded: dict[str, dict[str, Any]] = {}  # what is warm in the worker of now, and what it told of it
         self.warming: set[str] = set()
-        self.num_restarts, self.num_bytes, self.pace = 0, 0, Pace()
+        self.num_restarts, self.num_rehearsals, self.num_bytes, self.pace = 0, 0, 0, Pace()
         self.why_out = ""
         self.outstanding: dict[int, Request] = {}
         self._on_change, self._on_loss = on_change, on_loss
@@ -93,8 +93,10 @@ class Slot:
         self.outstanding[request.number] = request
         self._send(request.message(key))
 
-    async def want(self, key: str, model: ServedModel) -> dict[str, Any]:
+    async def want(self, key: str, model: ServedModel, *, is_verified: bool = False) -> dict[str, Any]:
         """Load it, and again after each restart; returns what was measured when it is warm.
+
+        Where `is_verified`, every byte was read just now: not again, the first time.
 
         Raises: UserError, DataLoss, DeviceFault for a model that is refused.
         """
@@ -107,7 +109,7 @@ class Slot:
             wanted = _Wanted(message, asyncio.get_running_loop().create_future())
             self._wanted[key] = wanted
             if self._writer:
-                self._load(key, wanted)
+                self._load(key, wanted, is_verified=is_verified)
         return await asyncio.shield(wanted.done)
 
     async def drop(self, key: str) -> None:
@@ -161,15 +163,18 @@ class Slot:
         while not self._is_ending:
             begun_s = time.monotonic()
             place = self.place
-            self._spawned = spawned or spawning.spawn(
-                device=place.device, command=place.command, niceness=place.niceness
-            )
-            spawned, self._num_missed_beats, self._is_heard = None, 0, False
             try:
-                await self._live(self._spawned)
-            finally:
-                self._take_out(self._spawned)
-            await asyncio.to_thread(_reap, self._spawned)
+                self._spawned = spawned or spawning.spawn(
+                    device=place.device, command=place.command, niceness=place.niceness
+                )
+                spawned, self._num_missed_beats, self._is_heard = None, 0, False
+                try:
+                    await self._live(self._spawned)
+                finally:
+                    self._take_out(self._spawned)
+                await asyncio.to_thread(_reap, self._spawned)
+            except (OSError, DataLoss) as error:  # no process could be started, or one spoke nonsense
+                _log.error("worker %s: %s", place.name, error)
             if self._is_ending or not place.is_restarted:
                 break
             self._num_ends = 1 if time.monotonic() - begun_s > _HEALTHY_S else self._num_ends + 1
@@ -213,10 +218,13 @@ class Slot:
         self._on_loss(losses)
         self._on_change()
 
-    def _load(self, key: str, wanted: _Wanted) -> None:
+    def _load(self, key: str, wanted: _Wanted, *, is_verified: bool = False) -> None:
         number = next(_numbers)
         self._asked[number] = (key, wanted.done)
-        self._send(Message({"kind": "load", "number": number, **wanted.message}))
+        message = {"kind": "load", "number": number, **wanted.message}
+        if is_verified:
+            message["settings"] = {**message["settings"], "verify": False}
+        self._send(Message(message))
 
     def _send(self, message: Message) -> None:
         if self._writer:
@@ -282,6 +290,7 @@ class Slot:
         wanted.used_s = time.monotonic()
         number, done = next(_numbers), asyncio.get_running_loop().create_future()
         self._rehearsals[number] = done
+        self.num_rehearsals += 1
         asked = {"options": _USUAL, "is_behind": True, "deadline_s": wanted.used_s + _REHEARSAL_LIMIT_S}
         self._send(Message({"kind": "detect", "number": number, "key": key, **asked}, wanted.golden))
         await done

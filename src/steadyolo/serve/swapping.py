@@ -50,11 +50,12 @@ async def swap(
     sign = signature(model)
     if sign in entry.refused:
         return
+    key = key_of(entry.asked.name, model)
     try:
         await _try(model, slots[0].place)
-        key = key_of(entry.asked.name, model)
-        await asyncio.gather(*(slot.want(key, model) for slot in slots))
+        await asyncio.gather(*(slot.want(key, model, is_verified=True) for slot in slots))
     except SteadyError as error:
+        await asyncio.gather(*(slot.drop(key) for slot in slots))
         entry.refused[sign] = error.message
         entry.why = f"version {model.version} was refused: {error.message}"
         _log.error("%s: %s", entry.asked.name, entry.why)

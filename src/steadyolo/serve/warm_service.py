@@ -214,10 +214,25 @@ class WarmService:
     async def _load_all(self, entries: Sequence[Entry]) -> None:
         ordered = [one for one in self._catalogue.entries.values() if one in entries]
         present = [one for one in ordered if one.is_resident and one.current]
-        await asyncio.gather(*(bring(entry, self._slots, self._settings.budget_bytes) for entry in present))
+        if self._settings.budget_bytes is None:
+            await asyncio.gather(*(bring(entry, self._slots, None) for entry in present))
+        else:
+            for entry in present:  # one by one: each is measured before the next
+                await self._bring_within(entry, self._settings.budget_bytes)
         for entry in ordered:
             if entry.versions:
                 self._spawn(self._watch(entry, entry.versions))
+
+    async def _bring_within(self, entry: Entry, budget_bytes: int) -> None:
+        others = [
+            one for one in self._catalogue.entries.values() if one is not entry and one.is_resident and one.current
+        ]
+        left_bytes = budget_bytes - sum(one.num_bytes(self._slots) for one in others if one.is_loaded(self._slots))
+        if entry.num_bytes(self._slots) <= left_bytes:
+            await bring(entry, self._slots, budget_bytes)
+        if entry.num_bytes(self._slots) > left_bytes and not entry.failed:
+            await self.unload(entry.asked.name)
+            entry.why = "left out: the memory budget is used up"
 
     async def _load_from_afar(self, entry: Entry) -> None:
         try:
@@ -238,6 +253,9 @@ class WarmService:
                 continue
             if newest and (entry.current is None or newest.version != entry.current.version):
                 async with entry.changing:
+                    if not entry.is_resident:
+                        entry.current = newest  # for when it is loaded
+                        continue
                     await swap(entry, newest, self._slots, self._dispatch, self._settings)
 
     def _resident(self, entry: Entry) -> Resident:

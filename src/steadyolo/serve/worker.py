@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 
 from steadyolo.errors import SteadyError, Transient, UserError
 from steadyolo.serve import wire
+from steadyolo.serve.gently import gently
 from steadyolo.serve.lane import Lane
 from steadyolo.serve.loaded import CheckGolden, Loaded, OpenEngine, load
 from steadyolo.serve.overdue import Calls
@@ -111,15 +113,17 @@ class Worker:
         session = asked["session"]
         session["cache"] = session["cache"] and Path(session["cache"])
         with self._calls.limited(f"loading {key}", _LOAD_LIMIT_S):
+            beside = gently() if self._loaded else nullcontext()
             try:
-                loaded = load(
-                    key,
-                    Path(asked["folder"]),
-                    SessionSettings(**session),
-                    LoadSettings(**asked["settings"]),
-                    self._open_engine,
-                    self._check,
-                )
+                with beside:
+                    loaded = load(
+                        key,
+                        Path(asked["folder"]),
+                        SessionSettings(**session),
+                        LoadSettings(**asked["settings"]),
+                        self._open_engine,
+                        self._check,
+                    )
             except DeviceFault as error:  # of this model or of the device: the front knows which
                 self._refuse(asked["number"], error)
                 return

@@ -30,6 +30,7 @@ class ExportRequest:
 
     weights: Path
     staged: Path = Path()
+    tensors: Path | None = None  # of a checkpoint, in the place of those in `weights`
     forms: tuple[Form, ...] = ("onnx", "openvino")
     shape_px: tuple[int, int] | None = None  # None: what it was trained for
     is_end_to_end: bool = False  # by the head that needs no suppression, where there is one
@@ -44,6 +45,7 @@ class ExportRequest:
         return cls(
             weights=Path(raw["weights"]),
             staged=Path(raw["staged"]),
+            tensors=raw["tensors"] and Path(raw["tensors"]),
             forms=tuple(raw["forms"]),
             shape_px=raw["shape_px"] and (raw["shape_px"][0], raw["shape_px"][1]),
             is_end_to_end=raw["is_end_to_end"],
@@ -76,6 +78,7 @@ def run_export(request: ExportRequest, *, tell: Callable[[str], None] = lambda _
         "PYTHONPATH": os.pathsep.join(filter(None, (package, os.environ.get("PYTHONPATH")))),
         "YOLO_AUTOINSTALL": "false",
         "YOLO_OFFLINE": "true",
+        "OMP_WAIT_POLICY": "passive",  # on a busy machine threads that spin for one that waits double the work
     }
     process = subprocess.Popen(
         [sys.executable, "-m", "steadyolo.adapters.ultralytics.exporting"],

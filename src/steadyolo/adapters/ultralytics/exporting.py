@@ -17,7 +17,7 @@ from typing import Any
 from steadyolo.adapters.ultralytics.export_process import ExportRequest
 from steadyolo.errors import SteadyError
 
-GRAPHS = {"onnx": "model.onnx", "openvino": "model.xml", "engine": "model.engine"}
+GRAPHS = {"onnx": "model.onnx", "openvino": "model.xml", "engine": "model.engine.onnx"}
 Tell = Callable[[str], None]
 
 
@@ -28,9 +28,11 @@ def export_here(request: ExportRequest, tell: Tell) -> dict[str, Any]:
     tell("reading the weights")
     check_weights(request.weights)
 
-    from steadyolo.adapters.runtimes.conversion import open_onnx, open_openvino, write_openvino
+    from steadyolo.adapters.runtimes import conversion
     from steadyolo.adapters.ultralytics import comparing, source_model
 
+    if "engine" in request.forms:
+        conversion.check_engine()
     source = source_model.load(request)
     tell("asking the source model")
     pictures = comparing.pictures(source, request.picture)
@@ -42,14 +44,20 @@ def export_here(request: ExportRequest, tell: Tell) -> dict[str, Any]:
         path = request.staged / GRAPHS[form]
         if form == "onnx":
             source_model.write_onnx(source, onnx)
-            run = open_onnx(onnx)
+            run = conversion.open_onnx(onnx)
+        elif form == "openvino":
+            conversion.write_openvino(onnx, path)
+            run = conversion.open_openvino(path)
         else:
-            write_openvino(onnx, path)
-            run = open_openvino(path)
+            conversion.write_engine(onnx, path, shape_px=source.shape_px, least_px=2 * source.stride_px)
+            run = conversion.open_engine(path)
         tell(f"comparing {form} with the source model")
-        comparison |= comparing.compare(run, trials, source, form=form)
+        if form == "engine":  # it rounds to fewer digits, as sessions may
+            comparison |= comparing.compare_rounded(run, trials[0], source, comparison, form=form)
+        else:
+            comparison |= comparing.compare(run, trials, source, form=form)
     comparing.write_golden(request.staged, source, pictures, trials)
-    runtimes = [{"onnx": "onnxruntime", "engine": "tensorrt"}.get(form, form) for form in request.forms]
+    runtimes = ["openvino" if form == "openvino" else "onnxruntime" for form in request.forms]
     return {
         **source.described(),
         "outputs": comparing.output_shapes(trials),

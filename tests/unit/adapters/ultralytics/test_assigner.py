@@ -14,13 +14,20 @@ from ultralytics.nn.tasks import DetectionModel, OBBModel, PoseModel, Segmentati
 from ultralytics.utils import DEFAULT_CFG, tal
 
 from steadyolo.adapters.ultralytics import assigner as bounded
+from steadyolo.adapters.ultralytics import assignment
 from steadyolo.adapters.ultralytics.assigner import bound_assigners
 from steadyolo.adapters.ultralytics.criterion import Criterion, assigners_of
 from steadyolo.testing.tensor_bytes import peak_bytes
 
-KINDS = [tal.TaskAlignedAssigner, tal.RotatedTaskAlignedAssigner, tal.PoseTaskAlignedAssigner]
+KINDS = [
+    tal.TaskAlignedAssigner,
+    tal.RotatedTaskAlignedAssigner,
+    tal.PoseTaskAlignedAssigner,
+    tal.SegTaskAlignedAssigner,
+]
 TOPKS = [(10, None), (7, 1), (1, None)]  # plain heads; the one-to-one heads of YOLO26 and of YOLOv10
 NUM_CLASSES, NUM_POINTS, NUM_FIRST = 3, 5, 3
+NUM_PROTOTYPES = 32
 
 USUAL_BYTES = bounded.LIMITS["cpu"].piece_bytes
 
@@ -47,6 +54,7 @@ class Case:
     dtype: torch.dtype = torch.float32
     seed: int = 0
     num_classes: int = NUM_CLASSES
+    spare_masks: int = 1  # behind those of the boxes
 
     def call(self) -> Call:
         draw = torch.Generator().manual_seed(self.seed)
@@ -96,6 +104,16 @@ class Case:
             extra["pd_kpts"] = anchors[None, :, None] + rand(b, a, NUM_POINTS, 2) * 20 - 10
             extra["gt_kpts"] = torch.cat((gt_centres[:, :, None] + rand(b, n, NUM_POINTS, 2) * 20 - 10, seen), -1)
             extra["anc_strides"] = strides.view(-1)
+        if self.kind is tal.SegTaskAlignedAssigner:
+            height, width = side // 4, side // 4
+            extra["pd_coef"] = rand(b, NUM_PROTOTYPES, a).permute(0, 2, 1) - 0.5
+            extra["proto"] = rand(b, NUM_PROTOTYPES, height, width) - 0.5
+            if "masks cancel" in self.odd:  # each of their pixels is what rounding leaves
+                half = NUM_PROTOTYPES // 2
+                extra["pd_coef"][..., half:] = extra["pd_coef"][..., :half]
+                extra["proto"][:, half:] = -extra["proto"][:, :half]
+            extra["gt_masks"] = rand(b, n + self.spare_masks, height, width) > 0.5
+            extra["mask_scale"] = torch.tensor(0.25).expand(b, 1)
         scores = scores.to(self.dtype)
         if self.dtype is torch.float64:
             predicted, boxes = predicted.double(), boxes.double()
@@ -188,21 +206,21 @@ def test_lists_that_threads_share(kind: type, num_threads: int, monkeypatch: pyt
     torch.set_num_threads(num_threads)
     case = replace(CROWDED, kind=kind)
     sizes: list[int] = []
-    power = bounded._power
+    power = assignment._power
 
     def watched(values: torch.Tensor, exponent: float, piece: Any) -> torch.Tensor:
         sizes.append(piece.num_candidates)
         return power(values, exponent, piece)
 
-    monkeypatch.setattr(bounded, "_power", watched)
+    monkeypatch.setattr(assignment, "_power", watched)
     assert differing(case, 10, None) == []
-    assert max(sizes) > bounded._DEALT_FROM, "nothing was shared out"
+    assert max(sizes) > assignment._DEALT_FROM, "nothing was shared out"
 
 
 def test_a_powers_place_in_the_list_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Computing powers piece by piece, wherever the pieces begin and end, differs in a last bit somewhere."""
     limit(monkeypatch, 400_000)
-    monkeypatch.setattr(bounded, "_power", lambda values, exponent, _: values.pow(exponent))
+    monkeypatch.setattr(assignment, "_power", lambda values, exponent, _: values.pow(exponent))
     if torch.backends.cpu.get_cpu_capability() == "DEFAULT":
         pytest.skip("this processor computes no powers in vectors")
     assert any(differing(replace(CROWDED, seed=seed), 10, None) for seed in range(5))
@@ -213,14 +231,35 @@ def test_the_first_of_equal_overlaps_is_needed(monkeypatch: pytest.MonkeyPatch) 
     limit(monkeypatch, 1)
     case = Case(num_boxes=6, odd=frozenset({"same boxes", "all full"}), box_share=1.0)
     assert differing(case, 10, None) == []
-    see = bounded._Best.see
+    see = assignment._Best.see
 
     def see_last(best: Any, overlaps: torch.Tensor, chosen: torch.Tensor, first_box: int) -> None:
         best.overlap = best.overlap.nextafter(torch.tensor(-1.0))
         see(best, overlaps, chosen, first_box)
 
-    monkeypatch.setattr(bounded._Best, "see", see_last)
+    monkeypatch.setattr(assignment._Best, "see", see_last)
     assert differing(case, 10, None)
+
+
+def test_masks_are_rounded_as_upstreams(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a pixel is what rounding leaves, it is still the same; the product of one row would round otherwise."""
+    limit(monkeypatch, 400_000)
+    case = Case(tal.SegTaskAlignedAssigner, num_boxes=12, box_share=0.8, odd=frozenset({"masks cancel", "all full"}))
+    assert differing(case, 10, None) == []
+    limit(monkeypatch, 1)  # one box at a time, and its pairs by twos: some are left alone
+    assert differing(case, 10, None) == []
+    whole = bounded.MaskBatch._mask_overlap
+
+    def one_by_one(batch: Any, image: int, box: torch.Tensor, anchor: torch.Tensor) -> torch.Tensor:
+        alone = torch.Tensor.repeat
+        try:
+            torch.Tensor.repeat = lambda each, _: each  # type: ignore[assignment,method-assign]
+            return torch.cat([whole(batch, image, *pair) for pair in zip(box.split(1), anchor.split(1), strict=True)])
+        finally:
+            torch.Tensor.repeat = alone  # type: ignore[method-assign]
+
+    monkeypatch.setattr(bounded.MaskBatch, "_mask_overlap", one_by_one)
+    assert differing(case, 10, None), "this processor rounds one row as it rounds many"
 
 
 # -- memory ------------------------------------------------------------------------------------------------------------
@@ -240,6 +279,19 @@ def test_5000_boxes_in_an_image_take_a_twentieth(box_share: float) -> None:
     assert peak_bytes(lambda: ours(*call[0])) == pytest.approx(ours_bytes, rel=0.1), "pieces differ in what they hold"
 
 
+def test_5000_masks_in_an_image_take_a_twentieth() -> None:
+    crowd = Case(num_images=1, num_boxes=5000, side_px=320, box_share=0.05, odd=frozenset({"all full"}))
+    case = replace(crowd, kind=tal.SegTaskAlignedAssigner)
+    args, extra = case.call()
+    plain, ours = case.assigner(10, None), in_pieces(case.assigner(10, None))
+    theirs_bytes = peak_bytes(lambda: plain(*args, **extra))
+    ours_bytes = peak_bytes(lambda: ours(*args, **extra))
+    assert theirs_bytes > 200 << 20, "this is no crowd"
+    assert ours_bytes < theirs_bytes / 20
+    ours.most_pieces = 2
+    assert peak_bytes(lambda: ours(*args, **extra)) == pytest.approx(ours_bytes, rel=0.1), "pieces differ"
+
+
 def test_one_crowded_image_costs_the_others_nothing() -> None:
     case = Case(num_images=8, num_boxes=1500, side_px=320, box_share=0.03)
     args, _ = case.call()
@@ -256,11 +308,11 @@ def test_one_crowded_image_costs_the_others_nothing() -> None:
 def test_every_assigner_of_upstreams_is_known() -> None:
     """One that is new has to be looked at: it may hold something else that grows with the boxes."""
     kinds = {kind for kind in vars(tal).values() if isinstance(kind, type) and kind.__module__ == tal.__name__}
-    assert kinds == {*KINDS, tal.SegTaskAlignedAssigner}
+    assert kinds == set(KINDS)
 
 
 def test_a_small_batch_is_left_to_upstream(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bounded._Batch, "pieces", None)
+    monkeypatch.setattr(bounded.Batch, "pieces", None)
     assert differing(Case(), 10, None) == []
 
 
@@ -273,6 +325,11 @@ def test_a_small_batch_is_left_to_upstream(monkeypatch: pytest.MonkeyPatch) -> N
         (OBBModel, "yolo26n-obb.yaml", {"bboxes": torch.rand(60, 5) * 0.5 + 0.1}),
         (PoseModel, "yolo26n-pose.yaml", {"keypoints": torch.rand(60, 17, 3)}),
         (SegmentationModel, "yolov8n-seg.yaml", {"masks": torch.randint(0, 20, (3, 40, 40))}),
+        (
+            SegmentationModel,
+            "yolo26n-seg.yaml",
+            {"masks": torch.randint(0, 20, (3, 40, 40)), "sem_masks": torch.randint(0, 80, (3, 40, 40))},
+        ),
     ],
 )
 def test_losses_are_upstreams(
