@@ -27,7 +27,10 @@ class Light:
         import_module(self.module).main(arguments)
 
 
-LIGHT = {"serve": Light("steadyolo.cli.serve", "Serve models over HTTP, warm from the first request on.")}
+LIGHT = {
+    "detect": Light("steadyolo.cli.detect", "Find things on pictures, videos and cameras with a served model."),
+    "serve": Light("steadyolo.cli.serve", "Serve models over HTTP, warm from the first request on."),
+}
 
 
 def run() -> None:
