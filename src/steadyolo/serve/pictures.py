@@ -79,7 +79,7 @@ def letterboxed(picture: Picture, box: Letterbox) -> NDArray[np.float32]:
             Picture,
             cv2.copyMakeBorder(picture, box.top_px, bottom, box.left_px, right, cv2.BORDER_CONSTANT, value=grey),
         )
-    return cast(NDArray[np.float32], cv2.dnn.blobFromImage(picture, 1 / 255, swapRB=True)[0])
+    return _as_input(picture)
 
 
 def centre_cropped(picture: Picture, shape_px: Shape) -> NDArray[np.float32]:
@@ -107,7 +107,13 @@ def centre_cropped(picture: Picture, shape_px: Shape) -> NDArray[np.float32]:
         scale_y, scale_x = height / full_height, width / full_width
         right, bottom = min((left + shape_px[1]) * scale_x, width), min((top + shape_px[0]) * scale_y, height)
         image = image.resize(shape_px[::-1], bilinear, box=(left * scale_x, top * scale_y, right, bottom))
-    return cast(NDArray[np.float32], cv2.dnn.blobFromImage(np.asarray(image), 1 / 255, swapRB=True)[0])
+    return _as_input(np.asarray(image))
+
+
+def _as_input(picture: Picture) -> NDArray[np.float32]:
+    """Channels first, RGB, divided and not multiplied: Ultralytics' numbers to the last bit."""
+    values = cast(NDArray[np.float32], cv2.dnn.blobFromImage(picture, swapRB=True)[0])
+    return np.divide(values, np.float32(255), out=values)
 
 
 def enlarged(image: NDArray[np.float32], shape_px: Shape) -> NDArray[np.float32]:

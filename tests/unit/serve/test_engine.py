@@ -23,6 +23,8 @@ TOLERANCE_PX = 0.01  # of boxes, corners and keypoints
 MASK_TOLERANCE_SHARE = 2e-3  # of a mask's pixels: where a logit is 0 within rounding
 SIZES = ((120, 160), (331, 97), (53, 640), (1, 1), (700, 2), (161, 159))
 
+_PREDICTORS: dict[str, Any] = {}
+
 Served = Callable[..., ServedModel]
 
 
@@ -56,8 +58,15 @@ def labelled(model: ServedModel) -> str:
 def theirs(model: ServedModel, image: np.ndarray, **options: Any) -> Any:
     from ultralytics import YOLO
 
-    predictor = YOLO(labelled(model), task=model.task)
-    return predictor.predict(image, imgsz=list(model.shape_px), device="cpu", verbose=False, **options)[0].numpy()
+    path = labelled(model)
+    if path not in _PREDICTORS:
+        _PREDICTORS[path] = YOLO(path, task=model.task)
+    defaults = {"conf": 0.25, "iou": 0.7, "max_det": 300, "classes": None, "agnostic_nms": False}
+    return (
+        _PREDICTORS[path]
+        .predict(image, imgsz=list(model.shape_px), device="cpu", verbose=False, **defaults | options)[0]
+        .numpy()
+    )
 
 
 def ours(model: ServedModel, image: np.ndarray, **options: Any) -> Any:
