@@ -47,7 +47,7 @@ campaign: $(VENV)/installed-dev  ## the long fault campaigns: KILLS kills, from 
 	STEADYOLO_CAMPAIGN_SEED=$(SEED) $(BIN)/python -m pytest -m campaign -o timeout=0 || [ $$? -eq 5 ]  # 5: there are none
 
 bench: $(VENV)/installed-dev  ## every script in bench/, one after the other; all are run, then failures are named
-	@failed=; for script in $(filter-out bench/side_by_side.py bench/store_server.py,$(wildcard bench/*.py)); do \
+	@failed=; for script in $(filter-out bench/side_by_side.py bench/store_server.py bench/serving.py,$(wildcard bench/*.py)); do \
 		echo "== $$script"; $(BIN)/python $$script || failed="$$failed $$script"; \
 	done; [ -z "$$failed" ] || { echo "failed:$$failed"; exit 1; }
 

@@ -226,10 +226,14 @@ class Ours:
         fresh = f"{label}-restored"
         url = self._place(label).replace("?", f"/{NAME}?", 1)
         attempt = self._start(["resume", url, f"project={self._out / fresh}"], fresh)
-        code = attempt.process.wait(TIMEOUT_S)
+        try:
+            code = attempt.process.wait(TIMEOUT_S)
+        except subprocess.TimeoutExpired:  # a recovery that does not end is a failed one, not the end of the bench
+            attempt.kill()
+            code = attempt.process.returncode
         resumed = [event for event in self._events(fresh) if event["kind"] == "resumed"]
         death.restored = code == 0 and bool(resumed)
-        death.error = "" if death.restored else _tail(self._out / f"{fresh}.log")
+        death.error = "" if death.restored else f"exit code {code}: {_tail(self._out / f'{fresh}.log')}"
         taken = {name: at for name, at in taken_at(events).items() if resumed and name == resumed[-1]["name"]}
         death.lost_s = died - max(taken.values(), default=_first_at(events, "run_started") or died)
 

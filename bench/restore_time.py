@@ -147,7 +147,7 @@ def _at(event: bench.Json) -> float:
 
 def measure(request: bench.Json) -> bench.Json:
     """Child: the seconds of one restore, load or transfer, or the making of what they read."""
-    from steadyolo.vault.newest import Patience
+    from steadyolo.vault.patience import Patience
     from steadyolo.vault.restore import restore_run
 
     run, folder = _remote(request["url"]), Path(request["folder"])

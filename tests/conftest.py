@@ -13,6 +13,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from tests.faults.uninterrupted import Reference
+from tests.served import served, weights
 from tests.servers.fixtures import (
     aws,
     azurite,
@@ -25,7 +26,19 @@ from tests.servers.fixtures import (
     seaweed,
 )
 
-__all__ = ["aws", "azurite", "fault_proxy", "fresh_bucket", "own_seaweed", "prefix", "replica", "s3_url", "seaweed"]
+__all__ = [
+    "aws",
+    "azurite",
+    "fault_proxy",
+    "fresh_bucket",
+    "own_seaweed",
+    "prefix",
+    "replica",
+    "s3_url",
+    "seaweed",
+    "served",
+    "weights",
+]
 
 # Before Ultralytics is imported anywhere, in children too: nothing of the user's is read or written, nothing fetched.
 _SETTINGS = tempfile.TemporaryDirectory(prefix="steadyolo-tests-")

@@ -23,8 +23,9 @@ from steadyolo.testing.memory_store import MemoryStore
 from steadyolo.vault.checkpoints import Checkpoints
 from steadyolo.vault.copy import Copy
 from steadyolo.vault.folder_store import FolderStore
-from steadyolo.vault.newest import Patience, newest_of_all
+from steadyolo.vault.newest import newest_of_all
 from steadyolo.vault.objects import Stored
+from steadyolo.vault.patience import Patience
 from steadyolo.vault.remote_run import RemoteRun
 from steadyolo.vault.restore import bring_best, restore_run
 from steadyolo.vault.session import take_place

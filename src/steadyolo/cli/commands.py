@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import typer
 
-from steadyolo.cli import demo, doctor, plan, resume, runs, store, train
+from steadyolo.cli import demo, doctor, export, plan, resume, runs, store, train
 from steadyolo.cli.main import LIGHT, Light
 
 app = typer.Typer(
@@ -20,6 +20,7 @@ app = typer.Typer(
 app.command(name="train", context_settings={"ignore_unknown_options": True}, epilog=train.settings_help())(train.train)
 app.command(name="resume", context_settings={"ignore_unknown_options": True})(resume.resume)
 app.command(name="plan", context_settings={"ignore_unknown_options": True})(plan.plan)
+app.command(name="export")(export.export)
 app.command(name="demo")(demo.demo)
 app.command(name="doctor")(doctor.doctor)
 app.add_typer(runs.runs_app, name="runs")

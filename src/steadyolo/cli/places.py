@@ -20,8 +20,9 @@ from steadyolo.spec.run_spec import RunSpec
 from steadyolo.vault.checkpoints import Checkpoints
 from steadyolo.vault.files import OURS_FOLDER
 from steadyolo.vault.lock import RunLock
-from steadyolo.vault.newest import Patience, Progress
+from steadyolo.vault.newest import Progress
 from steadyolo.vault.objects import ObjectStore
+from steadyolo.vault.patience import Patience
 from steadyolo.vault.remote_run import Pace, RemoteRun, runs_in
 from steadyolo.vault.restore import find_run, restore_run
 from steadyolo.vault.session import new_writer_id, open_session

@@ -3,7 +3,7 @@
 m.served/
   manifest.json   written last; nothing counts without it
   model.onnx      and, where asked for, model.xml + model.bin (OpenVINO)
-  golden.png      a picture, and what the source model makes of it: golden.npz
+  golden.png      a picture in the size of `shape_px`, and what the source model makes of it: golden.npz
 """
 
 from __future__ import annotations
@@ -18,8 +18,11 @@ from typing import Any, ClassVar, Literal, get_args
 from steadyolo.errors import DataLoss, UserError
 
 Task = Literal["detect", "segment", "pose", "obb", "classify"]
+Fit = Literal["letterbox", "crop"]
+INPUT = "images"  # the graph's one input: (batch, 3, height, width), RGB, 0 to 1
 MANIFEST, SUFFIX = "manifest.json", ".served"
 _PIECE_BYTES = 1 << 20
+_COPY_AGAIN = "copy the served model again, or export it again"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +45,18 @@ class Source:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Preparation:
+    """How a picture is made to fit the graph's shape.
+
+    `letterbox`: scaled to fit, and the rest filled with `pad_value`. `crop`: its shorter side scaled to fit and the
+    middle cut out (for a shape that is not square: scaled to just that shape), as Ultralytics classifies.
+    """
+
+    fit: Fit
+    pad_value: int = 114  # of 0 to 255, in each channel
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ServedModel:
     """What one needs to know of an exported model to run it. Everything but `folder` is in its manifest."""
 
@@ -54,7 +69,9 @@ class ServedModel:
     shape_px: tuple[int, int]  # height and width that it was exported for
     stride_px: int  # any height and width that are multiples of it will do where `is_dynamic`
     is_dynamic: bool
-    is_end_to_end: bool  # its rows are final: no suppression of overlapping boxes
+    is_end_to_end: bool  # its rows are final (x1 y1 x2 y2 score class …): no suppression of overlapping boxes
+    preparation: Preparation
+    outputs: Mapping[str, tuple[int, ...]]  # name to shape, in the graph's order; -1 for what varies with the input
     keypoint_shape: tuple[int, int] | None  # (points, 2 or 3 numbers each) of a pose model
     num_mask_weights: int | None  # of a segmentation model
     graphs: Mapping[str, str]  # format ("onnx", "openvino") to the file that opens it
@@ -83,14 +100,21 @@ class ServedModel:
         try:
             raw = json.loads(data)
             wanted = {"format", *(one.name for one in fields(cls))} - {"folder", "version"}
+            if isinstance(raw, dict) and isinstance(raw.get("format"), int) and raw["format"] > cls.VERSION:
+                raise UserError(
+                    f"{folder / MANIFEST} is of format {raw['format']}; this steadyolo knows {cls.VERSION}",
+                    remedy="upgrade steadyolo here, or export the model with the version that is here",
+                )
             if not isinstance(raw, dict) or set(raw) != wanted or raw["format"] != cls.VERSION:
                 raise ValueError("not the keys of this version")
-            if raw["task"] not in get_args(Task):
-                raise ValueError(f"task {raw['task']!r}")
+            if raw["task"] not in get_args(Task) or raw["preparation"]["fit"] not in get_args(Fit):
+                raise ValueError(f"task {raw['task']!r}, fit {raw['preparation']['fit']!r}")
             del raw["format"]
             values = raw | {
                 "classes": tuple(str(one) for one in raw["classes"]),
                 "shape_px": _pair(raw["shape_px"]),
+                "preparation": Preparation(**raw["preparation"]),
+                "outputs": {name: tuple(shape) for name, shape in raw["outputs"].items()},
                 "keypoint_shape": raw["keypoint_shape"] and _pair(raw["keypoint_shape"]),
                 "files": {_plain(name): ServedFile(**one) for name, one in raw["files"].items()},
                 "source": Source(**raw["source"]),
@@ -115,12 +139,12 @@ def open_served(folder: Path, *, verify: bool = True) -> ServedModel:
     model = ServedModel.from_manifest(data, folder)
     for name, file in model.files.items():
         path = folder / name
-        num_bytes = path.stat().st_size if path.is_file() else -1
-        if num_bytes != file.num_bytes or (verify and digest_of(path) != file.sha256):
-            raise DataLoss(
-                f"{path} is not what was exported ({num_bytes} bytes, {file.num_bytes} expected)",
-                remedy="copy the served model again, or export it again",
-            )
+        if not path.is_file():
+            raise DataLoss(f"{path} is missing", remedy=_COPY_AGAIN)
+        if (num_bytes := path.stat().st_size) != file.num_bytes:
+            raise DataLoss(f"{path} has {num_bytes} bytes, and had {file.num_bytes} when exported", remedy=_COPY_AGAIN)
+        if verify and digest_of(path) != file.sha256:
+            raise DataLoss(f"{path} was changed since it was exported: its digest differs", remedy=_COPY_AGAIN)
     return model
 
 

@@ -117,6 +117,14 @@ def restore_mirror(run: RemoteRun, into: Path) -> tuple[int, list[str]]:
     return len(index), problems
 
 
+def read_mirrored(run: RemoteRun, path: str) -> bytes:
+    """One mirrored file of `run`, verified. Raises: UserError where it has none; DataLoss; `Transient`."""
+    segments = _index_of(run).get(path)
+    if segments is None:
+        raise UserError(f"{run.url} holds no {path}", remedy="wait until it was scored, or choose another run")
+    return b"".join(bytes(_fetched(run, segment)) for segment in segments)
+
+
 def verify_mirror(run: RemoteRun) -> tuple[int, dict[str, str]]:
     """Read every mirrored file of `run`. Returns the bytes that are good, and by path what is wrong with the others."""
     num_bytes, problems = 0, {}

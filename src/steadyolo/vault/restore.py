@@ -14,8 +14,9 @@ from steadyolo.vault.disk import ensure_folder
 from steadyolo.vault.files import OURS_FOLDER, replace_file
 from steadyolo.vault.lock import RunLock
 from steadyolo.vault.mirror import restore_mirror
-from steadyolo.vault.newest import FoundCopy, Patience, Progress, bring, newest_of_all
+from steadyolo.vault.newest import FoundCopy, Progress, bring, newest_of_all
 from steadyolo.vault.objects import ObjectStore
+from steadyolo.vault.patience import Patience
 from steadyolo.vault.remote_run import RemoteRun, runs_in
 from steadyolo.vault.session import TierRecord
 from steadyolo.vault.tiers import token_of

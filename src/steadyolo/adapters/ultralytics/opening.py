@@ -26,8 +26,9 @@ from steadyolo.vault.checkpoints import Checkpoints, Found, Rejected
 from steadyolo.vault.disk import ensure_folder
 from steadyolo.vault.files import OURS_FOLDER, replace_file
 from steadyolo.vault.lock import RunLock
-from steadyolo.vault.newest import FoundCopy, Patience, newest_of_all
+from steadyolo.vault.newest import FoundCopy, newest_of_all
 from steadyolo.vault.objects import ObjectStore
+from steadyolo.vault.patience import Patience
 from steadyolo.vault.restore import bring_best
 from steadyolo.vault.session import Session, new_writer_id, open_session
 from steadyolo.vault.tiers import token_of
