@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torchvision.transforms import Normalize
 from ultralytics.nn.modules import C2f, Classify, Detect
 from ultralytics.nn.tasks import load_checkpoint
 from ultralytics.utils import LOGGER
@@ -88,6 +89,12 @@ def load(request: ExportRequest) -> SourceModel:
         )
     if task != "classify":
         module.end2end = request.is_end_to_end
+    for step in getattr(getattr(module, "transforms", None), "transforms", ()):
+        if isinstance(step, Normalize) and (any(map(float, step.mean)) or any(float(one) != 1 for one in step.std)):
+            raise UserError(
+                f"{request.weights} wants colours of mean {step.mean} and deviation {step.std}",
+                remedy="train it with Ultralytics' own transforms, which leave them between 0 and 1",
+            )
     stride_px = max(int(module.stride.max()), 1 if task == "classify" else 32)
     usual_px = (checkpoint.get("train_args") or {}).get("imgsz") or _USUAL_PX.get(task, 640)
     shape_px = request.shape_px or _pair(usual_px)

@@ -43,6 +43,11 @@ _CLASSES = {
     ("ultralytics.utils", "IterableSimpleNamespace"),
     ("torch", "Size"),
     ("torch", "device"),
+    ("torchvision.transforms.functional", "InterpolationMode"),  # classifiers carry how their pictures are prepared
+    *(
+        ("torchvision.transforms.transforms", name)
+        for name in ("Compose", "Resize", "CenterCrop", "ToTensor", "Normalize")
+    ),
 }
 _MODULE_PACKAGES = ("torch.nn.modules.", "ultralytics.nn.", "ultralytics.utils.")
 

@@ -112,6 +112,17 @@ def test_a_checkpoint_in_mid_training_is_admitted(checkpoints: Callable[..., Pat
     check_weights(path)
 
 
+def test_a_classifier_that_carries_its_transforms_is_admitted(checkpoints: Callable[..., Path], tmp_path: Path) -> None:
+    """As Ultralytics' trainer leaves one."""
+    from ultralytics.data.augment import classify_transforms
+
+    ckpt = torch.load(checkpoints("classify"), weights_only=False)
+    ckpt["model"].transforms = classify_transforms(64)
+    torch.save(ckpt, tmp_path / "m.pt")
+    check_weights(tmp_path / "m.pt")
+    assert task_of(str(tmp_path / "m.pt")) == "classify"
+
+
 EVIL: dict[str, object] = {
     "os.system": Call(os.system, "touch RAN"),
     "eval": Call(builtins.eval, "open('RAN', 'w')"),
