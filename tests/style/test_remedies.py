@@ -13,8 +13,8 @@ VERBS = frozenset(
     """
     add allow ask call change check choose close convert copy correct create delete did do download drop empty end
     export fix free give go increase install keep leave let list load look lower make mount move name open pass pick
-    point put raise read reduce remove rename repair replace report restore resume retry run save say see select set
-    shorten show skip split start stop store switch take train try turn unset update upgrade use wait write
+    point put raise read reduce remove rename repair replace report restore resume retry run save say see select send
+    set shorten show skip split start stop store switch take train try turn unset update upgrade use wait write
     """.split()
 )  # "did" is for "did you mean …?"; add a verb when a remedy needs one
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import sys
 
-from steadyolo.cli.main import app, run
+from steadyolo.cli.commands import app
+from steadyolo.cli.main import run
 from steadyolo.cli.train import start
 from steadyolo.train.launch import end_with_launcher
 

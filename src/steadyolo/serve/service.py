@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from steadyolo.errors import SteadyError, Transient, UserError
 from steadyolo.serve.served_model import ServedModel
+
+if TYPE_CHECKING:  # the front process listens before it imports NumPy, which takes longer than all else together
+    import numpy as np
+    from numpy.typing import NDArray
 
 State = Literal["waiting", "loading", "warming", "ready", "failed", "unloaded"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +19,7 @@ Output = NDArray[np.float32]
 class SessionSettings:
     """How a session is made. What is None the runtime chooses."""
 
-    runtime: str = "auto"  # openvino, onnxruntime, torch
+    runtime: str = "auto"  # openvino, onnxruntime, tensorrt
     device: str = "cpu"  # cpu, cuda:0
     precision: str | None = None  # fp32, bf16, fp16
     num_threads: int | None = None
@@ -42,6 +42,14 @@ class Session(Protocol):
 
     def close(self) -> None:
         """Give memory back. Twice is not an error."""
+
+
+@runtime_checkable
+class CompilesShapes(Protocol):
+    """A session that can be made ready for a shape without running it."""
+
+    def compile(self, shape: tuple[int, ...]) -> None:
+        """Ready when it returns; at once where it was. Raises: DeviceFault."""
 
 
 class OpenSession(Protocol):

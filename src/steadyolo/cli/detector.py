@@ -1,0 +1,47 @@
+"""`steadyolo.Detector`: a model by its name, and the runtimes that are here."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+
+from steadyolo.adapters.runtimes.choosing import Choice, choose
+from steadyolo.adapters.runtimes.opening import open_session
+from steadyolo.cli.models import find_model
+from steadyolo.serve import detector
+from steadyolo.serve.session import SessionSettings
+
+
+class Detector(detector.Detector):
+    """`Detector("m.pt")(picture)`: what a served model finds on pictures, warm from the first call of a process on."""
+
+    def __init__(
+        self,
+        model: str | Path,
+        *,
+        runtime: str = "auto",
+        device: str = "cpu",
+        precision: str | None = None,
+        num_threads: int | None = None,
+        cache: str | Path | None = None,
+        max_pixels: int | None = None,
+    ) -> None:
+        """A served folder, or a `.pt`, run folder or store URL that has one; `steadyolo export` makes it.
+
+        `runtime` is auto, openvino, onnxruntime or tensorrt; `precision` fp32, bf16 or fp16, None for the device's own.
+        Raises: UserError for what is not here; DataLoss for a served model that is not what was exported.
+        """
+        served = find_model(model)
+        self.settings = SessionSettings(
+            runtime=runtime,
+            device=device,
+            precision=precision,
+            num_threads=num_threads,
+            cache=Path(cache) if cache is not None else None,
+        )
+        super().__init__(served, open_session(served, self.settings), max_pixels=max_pixels)
+
+    @cached_property
+    def choice(self) -> Choice:
+        """What `auto` measured on this machine, and took."""
+        return choose(self.model, self.settings, open_session)
