@@ -61,7 +61,7 @@ class App:
             *_routes(v2.config, "GET", "/v2/models/{name}/config", "/v2/models/{name}/versions/{version}/config"),
             *_routes(v2.ready, "GET", "/v2/models/{name}/ready", "/v2/models/{name}/versions/{version}/ready"),
             *_routes(v2.index, "POST", "/v2/repository/index"),
-            *_routes(self.metrics_text, "GET", "/metrics"),
+            *_routes(self._metrics_text, "GET", "/metrics"),
         ]
 
     @property

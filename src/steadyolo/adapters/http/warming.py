@@ -1,4 +1,4 @@
-"""The first request through this process costs milliseconds more than the next. It is made here, before ready is said."""
+"""The first request through a process costs milliseconds more than the next: it is made here, before ready is said."""
 
 from __future__ import annotations
 
