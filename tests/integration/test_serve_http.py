@@ -326,6 +326,32 @@ def test_tokens_of_the_environment_count(served: Callable[..., ServedModel], tmp
         assert token not in server.log.read_text()
 
 
+def test_systemd_is_told(served: Callable[..., ServedModel], tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as supervisor:
+        supervisor.bind(str(tmp_path / "notify"))
+        supervisor.settimeout(20)
+        environment = {"NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": "300000"}
+        with serving(tmp_path, f"small={served('detect').folder}", **environment) as server:
+            assert supervisor.recv(100) == b"READY=1"
+            assert [supervisor.recv(100) for _ in range(3)] == [b"WATCHDOG=1"] * 3
+            server.process.send_signal(signal.SIGSTOP)  # the event loop turns no more
+            supervisor.settimeout(0.1)
+            while True:
+                try:
+                    supervisor.recv(100)
+                except TimeoutError:
+                    break
+            supervisor.settimeout(0.5)
+            with pytest.raises(TimeoutError):
+                supervisor.recv(100)
+            server.process.send_signal(signal.SIGCONT)
+            server.process.send_signal(signal.SIGTERM)
+            supervisor.settimeout(20)
+            while (told := supervisor.recv(100)) == b"WATCHDOG=1":
+                pass
+            assert told == b"STOPPING=1"
+
+
 def test_listening_waits_for_nothing_heavy() -> None:
     heavy = "{'torch', 'ultralytics', 'openvino', 'onnxruntime', 'cv2', 'numpy', 'rich', 'typer', 'boto3', 'pydantic'}"
     program = (

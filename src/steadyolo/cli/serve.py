@@ -11,6 +11,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -192,8 +193,9 @@ def _address(listener: socket.socket) -> str:
 
 
 def _tell(line: str) -> None:
-    sys.stdout.write(f"{line}\n")
-    sys.stdout.flush()
+    with suppress(BrokenPipeError):  # whoever started it reads no more: that is no reason to end
+        sys.stdout.write(f"{line}\n")
+        sys.stdout.flush()
 
 
 def _positive(kind: type[int] | type[float]) -> Callable[[str], float]:

@@ -73,7 +73,7 @@ class App:
         """Answer a detection of our own, whoever may ask otherwise."""
         try:
             response = await self._v1.detect(Request(scope, receive))
-        except SteadyError as error:
+        except (SteadyError, TimeoutError) as error:
             response = problem_of(error).response(scope["path"])
         await response(scope, receive, send)
 

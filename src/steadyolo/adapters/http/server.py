@@ -17,7 +17,7 @@ from steadyolo.adapters.http.connections import connections_within
 from steadyolo.adapters.http.limits import HttpLimits
 from steadyolo.adapters.http.listening import BACKLOG
 from steadyolo.adapters.http.supervision import Supervisor
-from steadyolo.adapters.http.warming import warm_front
+from steadyolo.adapters.http.warming import warm_connections, warm_endpoints
 from steadyolo.errors import SteadyError, UserError
 
 _READY_POLL_S = 0.005
@@ -52,7 +52,7 @@ class Front:
         self._is_warmed = is_warmed
         self._ends_when_failed = ends_when_failed
         self._num_signals = 0
-        self._failure: SteadyError | None = None
+        self._failure: BaseException | None = None
         self._asked = asyncio.Event()
         self._hurried = asyncio.Event()
         self._supervisor = Supervisor()
@@ -88,6 +88,7 @@ class Front:
             raise
         serving = asyncio.create_task(self._server.serve(sockets=[self._listener]))
         getting_ready = asyncio.create_task(self._get_ready())
+        getting_ready.add_done_callback(self._on_ready_or_not)
         asked = asyncio.create_task(self._asked.wait())
         try:
             await asyncio.wait({serving, asked}, return_when=asyncio.FIRST_COMPLETED)
@@ -111,21 +112,25 @@ class Front:
         self._on_live()
         for name in _IMPORTED_LATER:
             await asyncio.to_thread(import_module, name)
+        if self._is_warmed:
+            await warm_connections(*self._listener.getsockname()[:2])
         while not (readiness := self._app.service.readiness()).is_ready:
             models = readiness.models
             if self._ends_when_failed and all(one.state == "failed" for one in models):
                 why = "; ".join(f"{one.name}: {one.why}" for one in models)
-                self._failure = UserError(f"no model can be served: {why}", remedy="export it again, or name another")
-                self._asked.set()
-                return
+                raise UserError(f"no model can be served: {why}", remedy="export it again, or name another")
             await asyncio.sleep(_READY_POLL_S)
         if self._is_warmed:
-            host, port = self._listener.getsockname()[:2]
-            await warm_front(self._app, _reachable(host), port)
+            await warm_endpoints(self._app)
         gc.freeze()  # what is here stays: it need not be looked through again and again
         self._app.health.is_front_ready = True
         self._on_ready()
         await self._supervisor.ready()
+
+    def _on_ready_or_not(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._failure = error
+            self._asked.set()
 
     def _on_signal(self) -> None:
         self._num_signals += 1
@@ -133,10 +138,6 @@ class Front:
         if self._num_signals > 1:
             self._server.force_exit = True
             self._hurried.set()
-
-
-def _reachable(host: str) -> str:
-    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
 
 
 class _QuietServer(Server):
