@@ -245,11 +245,11 @@ class Load:
 
 def test_a_signal_under_load_loses_no_accepted_request(served: Callable[..., ServedModel], tmp_path: Path) -> None:
     golden = (served("detect").folder / "golden.png").read_bytes()
-    with serving(tmp_path, f"small={served('detect').folder}", "--grace", "0.3", "--timeout", "30") as server:
+    with serving(tmp_path, f"small={served('detect').folder}", "--grace", "1", "--timeout", "30") as server:
         load = Load(server, golden)
         until(lambda: load.num_answered > 20)
         server.process.send_signal(signal.SIGTERM)
-        until(lambda: server.ask("GET", "/readyz").status == 503, 0.3)
+        until(lambda: server.ask("GET", "/readyz").status == 503, 0.9)
         before = load.num_answered
         assert server.process.wait(30) == 0
         load.join()

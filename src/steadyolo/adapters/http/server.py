@@ -67,7 +67,8 @@ class Front:
                 server_header=False,
                 backlog=BACKLOG,
                 timeout_graceful_shutdown=max(1, round(drain_s)),
-            )
+            ),
+            listener,
         )
 
     async def run(self) -> bool:
@@ -86,7 +87,7 @@ class Front:
         except SteadyError:
             await self._app.service.drain(0.0)
             raise
-        serving = asyncio.create_task(self._server.serve(sockets=[self._listener]))
+        serving = asyncio.create_task(self._server.serve(sockets=[self._listener.dup()]))
         getting_ready = asyncio.create_task(self._get_ready())
         getting_ready.add_done_callback(self._on_ready_or_not)
         asked = asyncio.create_task(self._asked.wait())
@@ -141,8 +142,38 @@ class Front:
 
 
 class _QuietServer(Server):
-    """Leaves signals to `Front`."""
+    """Leaves signals to `Front`, and leaves nobody behind whom the kernel has accepted already."""
+
+    def __init__(self, config: Config, listener: socket.socket) -> None:
+        super().__init__(config)
+        self._listener = listener  # the server's own is a copy, so that closing that one does not turn anybody away
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        for server in self.servers:
+            server.close()
+        waiting = list(_waiting(self._listener))
+        self._listener.close()
+        for connection in waiting:
+            with contextlib.suppress(OSError):
+                await asyncio.get_running_loop().connect_accepted_socket(self._connection, connection)
+        await super().shutdown(sockets)
+
+    def _connection(self) -> asyncio.Protocol:
+        made: asyncio.Protocol = self.config.http_protocol_class(  # type: ignore[call-arg]
+            config=self.config, server_state=self.server_state, app_state={}
+        )
+        return made
+
+
+def _waiting(listener: socket.socket) -> Iterator[socket.socket]:
+    while True:
+        try:
+            connection, _ = listener.accept()
+        except OSError:
+            return
+        connection.setblocking(False)
+        yield connection
