@@ -7,8 +7,8 @@ from pathlib import Path
 
 from steadyolo.adapters.runtimes.choosing import Choice, choose
 from steadyolo.adapters.runtimes.opening import open_session
+from steadyolo.cli.models import find_model
 from steadyolo.serve import detector
-from steadyolo.serve.served_model import open_served
 from steadyolo.serve.session import SessionSettings
 
 
@@ -31,7 +31,7 @@ class Detector(detector.Detector):
         `runtime` is auto, openvino, onnxruntime or tensorrt; `precision` fp32, bf16 or fp16, None for the device's own.
         Raises: UserError for what is not here; DataLoss for a served model that is not what was exported.
         """
-        served = open_served(Path(model))
+        served = find_model(model)
         self.settings = SessionSettings(
             runtime=runtime,
             device=device,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, overload
@@ -12,7 +13,7 @@ from typing import Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from steadyolo.errors import UserError
+from steadyolo.errors import SteadyError, UserError
 from steadyolo.serve.headers import read_header
 from steadyolo.serve.letterbox import Shape, choose_shape
 from steadyolo.serve.results import Result
@@ -97,7 +98,8 @@ class Detector:
 
     def _compile(self, shape_px: Shape) -> None:
         if isinstance(self.session, CompilesShapes):
-            self.session.compile((1, 3, *shape_px))
+            with suppress(SteadyError):  # the run that follows meets the same fault, in the caller's thread
+                self.session.compile((1, 3, *shape_px))
 
 
 def options_of(options: dict[str, Any]) -> DetectOptions:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, cast
 
 import cv2
@@ -14,6 +16,7 @@ from steadyolo.serve.service import BadImage
 
 Picture = NDArray[np.uint8]
 PADDING_GREY = 114  # ultralytics `LetterBox`
+_MAX_TIMES_CROP = 8
 
 
 MAX_PIXELS = 100_000_000  # 300 megabytes decoded: more than any camera's picture
@@ -81,13 +84,13 @@ def letterboxed(picture: Picture, box: Letterbox) -> NDArray[np.float32]:
             Picture,
             cv2.copyMakeBorder(picture, box.top_px, bottom, box.left_px, right, cv2.BORDER_CONSTANT, value=grey),
         )
-    return cast(NDArray[np.float32], cv2.dnn.blobFromImage(picture, 1 / 255, swapRB=True)[0])
+    return _as_input(picture)
 
 
 def centre_cropped(picture: Picture, shape_px: Shape) -> NDArray[np.float32]:
     """The middle of the picture, scaled so that its shorter side fills the shape: (3, height, width), RGB, 0 to 1.
 
-    Only the pixels that stay are computed, so that a picture of 1 × 30,000 costs no more than any other.
+    A picture of 1 × 30,000 costs no more than any other.
     Source: ultralytics `classify_transforms`: torchvision's Resize and CenterCrop on a PIL image, which smooths.
     """
     from PIL import Image  # classification alone needs it
@@ -100,14 +103,22 @@ def centre_cropped(picture: Picture, shape_px: Shape) -> NDArray[np.float32]:
     else:
         full_height, full_width = shape_px
     top, left = round((full_height - shape_px[0]) / 2.0), round((full_width - shape_px[1]) / 2.0)
-    scale_y, scale_x = height / full_height, width / full_width
-    part = (left * scale_x, top * scale_y, (left + shape_px[1]) * scale_x, (top + shape_px[0]) * scale_y)
-    image = Image.fromarray(picture).resize(
-        (shape_px[1], shape_px[0]),
-        Image.Resampling.BILINEAR,
-        box=(*part[:2], min(part[2], width), min(part[3], height)),
-    )
-    return cast(NDArray[np.float32], cv2.dnn.blobFromImage(np.asarray(image), 1 / 255, swapRB=True)[0])
+    image = Image.fromarray(picture)
+    bilinear = Image.Resampling.BILINEAR
+    if full_height * full_width <= _MAX_TIMES_CROP * shape_px[0] * shape_px[1]:
+        image = image.resize((full_width, full_height), bilinear)
+        image = image.crop((left, top, left + shape_px[1], top + shape_px[0]))
+    else:  # long and thin: only the pixels that stay, their numbers within one of the others'
+        scale_y, scale_x = height / full_height, width / full_width
+        right, bottom = min((left + shape_px[1]) * scale_x, width), min((top + shape_px[0]) * scale_y, height)
+        image = image.resize(shape_px[::-1], bilinear, box=(left * scale_x, top * scale_y, right, bottom))
+    return _as_input(np.asarray(image))
+
+
+def _as_input(picture: Picture) -> NDArray[np.float32]:
+    """Channels first, RGB, divided and not multiplied: Ultralytics' numbers to the last bit."""
+    values = cast(NDArray[np.float32], cv2.dnn.blobFromImage(picture, swapRB=True)[0])
+    return np.divide(values, np.float32(255), out=values)
 
 
 def enlarged(image: NDArray[np.float32], shape_px: Shape) -> NDArray[np.float32]:
@@ -156,3 +167,58 @@ def _closest(one: NDArray[np.int32], other: NDArray[np.int32]) -> tuple[int, int
     distance2 = ((one[:, None, :] - other[None, :, :]) ** 2).sum(-1)
     first, second = np.unravel_index(int(distance2.argmin()), distance2.shape)
     return int(first), int(second)
+
+
+# --- drawing, saving and films: for people ---
+
+
+def outline_of(picture: Picture, points: NDArray[np.float32], colour: tuple[int, int, int]) -> None:
+    """Draw a closed line. Shapes: (points, 2)."""
+    cv2.polylines(picture, [np.rint(points).astype(np.int32)], True, colour, _thickness(picture), cv2.LINE_AA)
+
+
+def fill(picture: Picture, points: NDArray[np.float32], colour: tuple[int, int, int]) -> None:
+    """Tint what a line encloses. Shapes: (points, 2)."""
+    if len(points) < 3:
+        return
+    tinted = picture.copy()
+    cv2.fillPoly(tinted, [np.rint(points).astype(np.int32)], colour)
+    cv2.addWeighted(tinted, 0.4, picture, 0.6, 0, dst=picture)
+
+
+def dot(picture: Picture, xy: tuple[float, float], colour: tuple[int, int, int]) -> None:
+    """Draw a point."""
+    cv2.circle(picture, (round(xy[0]), round(xy[1])), _thickness(picture) + 2, colour, -1, cv2.LINE_AA)
+
+
+def write(picture: Picture, text: str, xy: tuple[float, float], colour: tuple[int, int, int]) -> None:
+    """Write a line of text whose left lower corner is `xy`, or as near as it can be read."""
+    at = (max(0, round(xy[0])), max(14, round(xy[1])))
+    size, width = max(0.4, _thickness(picture) / 3), max(1, _thickness(picture) - 1)
+    cv2.putText(picture, text, at, cv2.FONT_HERSHEY_SIMPLEX, size, (0, 0, 0), width + 2, cv2.LINE_AA)
+    cv2.putText(picture, text, at, cv2.FONT_HERSHEY_SIMPLEX, size, colour, width, cv2.LINE_AA)
+
+
+def _thickness(picture: Picture) -> int:
+    return max(2, round(sum(picture.shape[:2]) / 2 * 0.003))
+
+
+def save(picture: Picture, path: Path) -> None:
+    """Write a file of the kind that the name ends with. Raises: OSError."""
+    written, data = cv2.imencode(path.suffix, picture)
+    if not written:
+        raise OSError(f"{path}: cannot be encoded")
+    path.write_bytes(data.tobytes())
+
+
+def video(source: str | int) -> Iterator[Picture]:
+    """The frames of a film or a camera until it ends; none where it cannot be opened."""
+    capture = cv2.VideoCapture(source)
+    try:
+        while True:
+            has_frame, picture = capture.read()
+            if not has_frame:
+                return
+            yield picture
+    finally:
+        capture.release()

@@ -19,7 +19,7 @@ Output = NDArray[np.float32]
 class SessionSettings:
     """How a session is made. What is None the runtime chooses."""
 
-    runtime: str = "auto"  # openvino, onnxruntime, tensorrt, torch
+    runtime: str = "auto"  # openvino, onnxruntime, tensorrt
     device: str = "cpu"  # cpu, cuda:0
     precision: str | None = None  # fp32, bf16, fp16
     num_threads: int | None = None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import struct
-import tempfile
 import zlib
 from contextlib import suppress
 from pathlib import Path
@@ -42,6 +41,8 @@ class CompiledGraphs:
 
     def write(self, path: Path, content: bytes | memoryview) -> None:
         """Keep it; readers see all of it or nothing. Where the disk is full or read-only, nothing happens."""
+        import tempfile  # loading takes as long as reading what is kept, which is the usual case
+
         with suppress(OSError):
             self.folder.mkdir(parents=True, exist_ok=True)
             handle, partial = tempfile.mkstemp(prefix=".partial-", dir=self.folder)

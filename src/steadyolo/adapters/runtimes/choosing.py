@@ -5,9 +5,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-import platform
-import statistics
-import tempfile
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -91,7 +88,8 @@ def _median_ms(run: Callable[[], object]) -> float:
         before = time.perf_counter()
         run()
         times_ms.append((time.perf_counter() - before) * 1000)
-    return statistics.median(times_ms[NUM_WARM_RUNS:] or times_ms[1:])
+    measured = sorted(times_ms[NUM_WARM_RUNS:] or times_ms[1:])
+    return measured[len(measured) // 2]
 
 
 def _candidates(settings: SessionSettings) -> tuple[str, ...]:
@@ -114,7 +112,7 @@ def _processor() -> str:
         for line in file:
             if line.startswith(("model name", "CPU part")):
                 return line.partition(":")[2].strip()
-    return platform.processor()
+    return os.uname().machine
 
 
 def _read(path: Path) -> Choice | None:
@@ -125,6 +123,8 @@ def _read(path: Path) -> Choice | None:
 
 
 def _write(path: Path, choice: Choice) -> None:
+    import tempfile
+
     with suppress(OSError):  # a cache: where it cannot be kept, the next start measures again
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=".partial-", delete=False) as file:

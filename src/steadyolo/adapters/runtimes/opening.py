@@ -8,7 +8,7 @@ from steadyolo.errors import UserError
 from steadyolo.serve.served_model import ServedModel
 from steadyolo.serve.session import Session, SessionSettings
 
-RUNTIMES = ("auto", "openvino", "onnxruntime", "tensorrt", "torch")
+RUNTIMES = ("auto", "openvino", "onnxruntime", "tensorrt")
 
 
 def open_session(model: ServedModel, settings: SessionSettings) -> Session:
