@@ -1,8 +1,6 @@
-"""Serving under load: latency, throughput, accuracy, swaps, overload and an orderly end, beside what people use.
+"""Serving under load: latency, throughput, swaps, overload and an orderly end, beside what people use.
 
 - *latency*: one frame after the other in one process, `Detector(model)(image)` beside `YOLO(pt)(image)`, alternating.
-- *accuracy*: mAP50-95 on the data set's validation images, ours beside the source model in fp32 through the same
-  preparation and suppression, and beside Ultralytics' own validation.
 - *throughput* over HTTP with 1, 4 and 16 clients: `steadyolo serve`, LitServe and a plain threaded server; the latter
   two answer with Ultralytics' predictor on the same ONNX file.
 - *swaps*: new versions, some of them corrupt, put into a watched folder under load.
@@ -27,7 +25,7 @@ from pathlib import Path
 import serving
 import side_by_side as bench
 
-PARTS = ("latency", "accuracy", "throughput", "swaps", "overload", "term")
+PARTS = ("latency", "throughput", "swaps", "overload", "term")
 CLIENTS = (1, 4, 16)
 NUM_FRAMES = 200
 LITSERVE = """
@@ -100,8 +98,8 @@ def main() -> None:
 
 
 def measure(request: bench.Json) -> bench.Json:
-    """Child: one side's frames, or its score."""
-    return {"frames": _frames, "score": _score}[request["what"]](request)
+    """Child: one side's frames."""
+    return _frames(request)
 
 
 # -- in one process ------------------------------------------------------------------------------------------------
@@ -110,7 +108,7 @@ def measure(request: bench.Json) -> bench.Json:
 def _latency(subject: serving.Subject, args: bench.argparse.Namespace, out: Path) -> bench.Json:
     medians: dict[str, list[float]] = {"ours": [], "theirs": []}
     for repeat, side in bench.alternating(args.repeats, ("ours", "theirs")):
-        request = {"what": "frames", "side": side, **_told(subject), "frames": 20 if args.quick else NUM_FRAMES}
+        request = {"side": side, **_told(subject), "frames": 20 if args.quick else NUM_FRAMES}
         took = bench.in_child(request, out=out, name=f"frames-{side}-{repeat}")
         medians[side].append(took["median_ms"])
         bench.say(f"latency {repeat} {side}: {took}")
@@ -157,25 +155,6 @@ def _frames(request: bench.Json) -> bench.Json:
         "p99_ms": bench.round_off(1000 * bench.percentile(seconds, 0.99)),
         "with": label,
     }
-
-
-def _accuracy(subject: serving.Subject, args: bench.argparse.Namespace, out: Path) -> bench.Json:
-    scores = {}
-    for side in ("ours", "fp32", "ultralytics"):
-        request = {"what": "score", "side": side, **_told(subject), "data": str(bench.data_set(args.data, out))}
-        scores[side] = bench.in_child(request, out=out, name=f"score-{side}")
-        bench.say(f"accuracy {side}: {scores[side]}")
-    difference = scores["ours"]["map50_95"] - scores["fp32"]["map50_95"]
-    return {
-        "ours": {**scores["ours"], "minus_fp32": bench.round_off(difference)},
-        "theirs": {"fp32": scores["fp32"], "ultralytics": scores["ultralytics"]},
-    }
-
-
-def _score(request: bench.Json) -> bench.Json:
-    from steadyolo.testing import scoring
-
-    return scoring.score(request)
 
 
 # -- servers -------------------------------------------------------------------------------------------------------

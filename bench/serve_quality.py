@@ -4,17 +4,17 @@ Both look at the same validation pictures with conf=0.001, iou=0.7, max_det=300,
 `steadyolo.Detector`, theirs `YOLO(pt).predict` in fp32. `scores` computes mAP of both the same way, with Ultralytics'
 own matching and averaging. `--runtime` and `--precision` choose ours.
 
-The last line is JSON: `ours` and `theirs` are mAP50-95, `difference` is ours less theirs.
+The last line is JSON: `difference` is ours less theirs, in mAP50-95.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
+import serving
+import side_by_side as bench
 
 OPTIONS = {"conf": 0.001, "iou": 0.7, "max_det": 300}
 Found = tuple[np.ndarray, np.ndarray, np.ndarray]  # (N, 4) x1 y1 x2 y2, (N,) confidence, (N,) class
@@ -51,40 +51,49 @@ def truth_of(picture: Path, height_px: int, width_px: int) -> Truth:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("served", help="the exported model")
-    parser.add_argument("weights", help="the .pt that it was exported from")
-    parser.add_argument("images", type=Path, help="a folder of pictures, whose labels are in `labels` beside `images`")
+    """Parent."""
+    parser = bench.arguments(__doc__, repeats=1)
+    parser.add_argument("--weights", type=Path, help="a .pt (else one is trained in some minutes)")
+    parser.add_argument("--imgsz", type=int, default=320)
     parser.add_argument("--runtime", default="auto")
     parser.add_argument("--precision")
-    asked = parser.parse_args()
+    args = parser.parse_args()
+    out = args.out / "serve_quality"
+    subject = serving.subject(args, out)
+    images = subject.images[:8] if args.quick else subject.images
+    request = {"images": [str(image) for image in images], "imgsz": args.imgsz, "weights": str(subject.weights)}
+    request |= {"served": str(subject.served), "runtime": args.runtime, "precision": args.precision}
+    found = bench.in_child(request, out=out, name="scores")
+    bench.finish(
+        "serve_quality",
+        ours=found["ours"],
+        theirs=found["theirs"],
+        ratio=found["ours"]["map50_95"] / found["theirs"]["map50_95"],
+        repeats=1,
+        args=args,
+        difference=bench.round_off(found["ours"]["map50_95"] - found["theirs"]["map50_95"]),
+        num_images=len(images),
+    )
 
+
+def measure(request: bench.Json) -> bench.Json:
+    """Child: both sides on the same images."""
     import ultralytics
 
     import steadyolo
 
-    detector = steadyolo.Detector(asked.served, runtime=asked.runtime, precision=asked.precision)
-    model = ultralytics.YOLO(asked.weights)
+    settings = {"runtime": request["runtime"], "precision": request["precision"]}
+    detector = steadyolo.Detector(request["served"], **settings)
+    model = ultralytics.YOLO(request["weights"])
     ours, theirs = [], []
-    for path in sorted(asked.images.glob("*.jpg")):
+    for path in map(Path, request["images"]):
         mine = detector(path, **OPTIONS)
-        their = model.predict(str(path), imgsz=detector.model.shape_px[0], verbose=False, **OPTIONS)[0].numpy()
+        their = model.predict(str(path), imgsz=request["imgsz"], verbose=False, **OPTIONS)[0].numpy()
         truth = truth_of(path, *mine.orig_shape)
         for result, kept in ((mine, ours), (their, theirs)):
             kept.append(((result.boxes.xyxy, result.boxes.conf, result.boxes.cls), truth))
-    mine_scores, their_scores = scores(ours), scores(theirs)
-    report = {
-        "bench": "serve_quality",
-        "ours": mine_scores["map50_95"],
-        "theirs": their_scores["map50_95"],
-        "difference": mine_scores["map50_95"] - their_scores["map50_95"],
-        "map50": [mine_scores["map50"], their_scores["map50"]],
-        "num_images": len(ours),
-        "session": detector.session.label,
-        "versions": {"ultralytics": ultralytics.__version__, "steadyolo": steadyolo.__version__},
-    }
-    print(json.dumps(report))
+    return {"ours": {**scores(ours), "session": detector.session.label}, "theirs": scores(theirs)}
 
 
 if __name__ == "__main__":
-    main()
+    bench.start(main, measure)
