@@ -148,8 +148,15 @@ def load(
         engine=engine,
         settings=settings,
         check=check,
-        golden=pictures.as_jpeg(engine.decode((folder / PICTURE).read_bytes())),
+        golden=pictures.as_jpeg(_as_taken(engine.decode((folder / PICTURE).read_bytes()))),
     )
+
+
+def _as_taken(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Half as large again and wider than high, as from a camera: it has to be scaled, and grey to be put around it."""
+    height, width = picture.shape[:2]
+    rows, columns = np.arange(height * 9 // 8) * 2 // 3, np.arange(width * 3 // 2) * 2 // 3
+    return np.ascontiguousarray(picture[rows][:, columns])
 
 
 def _at_once(task: Callable[[], Any]) -> Any:
