@@ -18,7 +18,7 @@ from tests.style.test_config_names import ultralytics_names
 from tests.style.tree import ROOT, text_files
 
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
-DOCUMENTS = [ROOT / "README.md", ROOT / "docs" / "guide.md"]
+DOCUMENTS = [ROOT / "README.md", ROOT / "docs" / "guide.md", ROOT / "docs" / "serving.md"]
 MACHINE_PATH = re.compile(r"(?<![\w.~}*-])/(" + "|".join(["work", "root", "home", "Users"]) + r")/\w")
 
 

@@ -15,7 +15,7 @@ def python_files(folder: str) -> list[Path]:
 
 def text_files() -> list[Path]:
     """Every text file that is written by hand, sorted."""
-    folders = [ROOT / name for name in (".ci", "bench", "docs", "src", "tests")]
+    folders = [ROOT / name for name in (".ci", "bench", "deploy", "docs", "src", "tests")]
     nested = [path for folder in folders for path in folder.rglob("*") if "__pycache__" not in path.parts]
     top = [ROOT / name for name in ("CHANGELOG.md", "Makefile", "README.md", "pyproject.toml")]
     return sorted(path for path in (*nested, *top) if path.is_file() and path.suffix in TEXT_SUFFIXES)

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, runtime_checkable
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Protocol, TypeAlias, runtime_checkable
 
 from steadyolo.serve.served_model import ServedModel
 
-Images = NDArray[np.float32]  # (batch, 3, height, width), RGB, 0 to 1
-Output = NDArray[np.float32]
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+# As texts: the process that listens knows these words, and does not wait for NumPy.
+Images: TypeAlias = "NDArray[np.float32]"  # (batch, 3, height, width), RGB, 0 to 1
+Output: TypeAlias = "NDArray[np.float32]"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

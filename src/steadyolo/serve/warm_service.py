@@ -8,10 +8,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any
 
 from steadyolo.errors import SteadyError, UserError
 from steadyolo.plan.residency import Resident, plan_room, plan_start
@@ -26,6 +23,10 @@ from steadyolo.serve.spawning import Spawned
 from steadyolo.serve.swapping import bring, swap
 from steadyolo.serve.watching import FolderVersions, FoundVersions, Versions
 from steadyolo.serve.wire import Message
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 _RETRY_S = 1.0
 
@@ -85,6 +86,8 @@ class WarmService:
     async def infer(
         self, name: str, images: NDArray[np.float32], *, version: str | None = None, timeout_s: float
     ) -> dict[str, NDArray[np.float32]]:
+        import numpy as np  # late: listening does not wait for it
+
         images = np.ascontiguousarray(images, np.float32)
         asked = {"shape": images.shape}
         message, _ = await self._ask(name, version, "infer", asked, images.data.cast("B"), timeout_s)

@@ -1,0 +1,148 @@
+"""The front process: uvicorn on a socket that is bound already, from the first request to an end that loses none."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from importlib import import_module
+
+from uvicorn import Config, Server
+
+from steadyolo.adapters.http.app import App
+from steadyolo.adapters.http.connections import connections_within
+from steadyolo.adapters.http.limits import HttpLimits
+from steadyolo.adapters.http.listening import BACKLOG
+from steadyolo.adapters.http.supervision import Supervisor
+from steadyolo.adapters.http.warming import warm_connections, warm_endpoints
+from steadyolo.errors import SteadyError, UserError
+
+_READY_POLL_S = 0.005
+_IMPORTED_LATER = ("numpy", "starlette.formparsers", "steadyolo.adapters.http.tensors")  # by the first who needs them
+
+
+class Front:
+    """Serves `app` on `listener` until a signal asks it to end.
+
+    `on_live` and `on_ready` are called when it answers, and when `/readyz` first says yes.
+    """
+
+    def __init__(
+        self,
+        app: App,
+        listener: socket.socket,
+        limits: HttpLimits,
+        *,
+        on_live: Callable[[], None],
+        on_ready: Callable[[], None],
+        grace_s: float,
+        drain_s: float,
+        ends_when_failed: bool = True,
+        is_warmed: bool = True,
+    ) -> None:
+        self._app = app
+        self._listener = listener
+        self._on_live = on_live
+        self._on_ready = on_ready
+        self._grace_s = grace_s
+        self._drain_s = drain_s
+        self._is_warmed = is_warmed
+        self._ends_when_failed = ends_when_failed
+        self._num_signals = 0
+        self._failure: BaseException | None = None
+        self._asked = asyncio.Event()
+        self._hurried = asyncio.Event()
+        self._supervisor = Supervisor()
+        self._server = _QuietServer(
+            Config(
+                app,
+                http=connections_within(limits),
+                ws="none",
+                lifespan="off",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                backlog=BACKLOG,
+                timeout_graceful_shutdown=max(1, round(drain_s)),
+            )
+        )
+
+    async def run(self) -> bool:
+        """Returns when all has ended: True if every accepted request was answered, False if a second signal cut it off.
+
+        Raises: UserError where no model can be served.
+
+        The first SIGTERM or SIGINT makes `/readyz` say no at once; requests are answered still. After the grace
+        nothing new is accepted, and what was accepted is answered within the time to drain.
+        """
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._on_signal)
+        try:
+            await self._app.service.start()
+        except SteadyError:
+            await self._app.service.drain(0.0)
+            raise
+        serving = asyncio.create_task(self._server.serve(sockets=[self._listener]))
+        getting_ready = asyncio.create_task(self._get_ready())
+        getting_ready.add_done_callback(self._on_ready_or_not)
+        asked = asyncio.create_task(self._asked.wait())
+        try:
+            await asyncio.wait({serving, asked}, return_when=asyncio.FIRST_COMPLETED)
+            self._app.health.is_draining = True
+            self._supervisor.stopping()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._hurried.wait(), self._grace_s if self._failure is None else 0.0)
+            self._server.should_exit = True
+            await serving
+            await self._app.service.drain(0.0 if self._hurried.is_set() else self._drain_s)
+        finally:
+            for task in (getting_ready, asked):
+                task.cancel()
+        if self._failure is not None:
+            raise self._failure
+        return not self._hurried.is_set()
+
+    async def _get_ready(self) -> None:
+        while not self._server.started:
+            await asyncio.sleep(_READY_POLL_S)
+        self._on_live()
+        for name in _IMPORTED_LATER:
+            await asyncio.to_thread(import_module, name)
+        if self._is_warmed:
+            await warm_connections(*self._listener.getsockname()[:2])
+        while not (readiness := self._app.service.readiness()).is_ready:
+            models = readiness.models
+            if self._ends_when_failed and all(one.state == "failed" for one in models):
+                why = "; ".join(f"{one.name}: {one.why}" for one in models)
+                raise UserError(f"no model can be served: {why}", remedy="export it again, or name another")
+            await asyncio.sleep(_READY_POLL_S)
+        if self._is_warmed:
+            await warm_endpoints(self._app)
+        gc.freeze()  # what is here stays: it need not be looked through again and again
+        self._app.health.is_front_ready = True
+        self._on_ready()
+        await self._supervisor.ready()
+
+    def _on_ready_or_not(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._failure = error
+            self._asked.set()
+
+    def _on_signal(self) -> None:
+        self._num_signals += 1
+        self._asked.set()
+        if self._num_signals > 1:
+            self._server.force_exit = True
+            self._hurried.set()
+
+
+class _QuietServer(Server):
+    """Leaves signals to `Front`."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
