@@ -286,7 +286,10 @@ class Worker:
 
     def _beat(self) -> None:
         while True:
-            self._tell("beat", overdue=self._calls.beat(BEAT_S), num_bytes=_resident_bytes())
+            try:
+                self._tell("beat", overdue=self._calls.beat(BEAT_S), num_bytes=_resident_bytes())
+            except OSError:
+                return  # the front is gone, as `serve` notices too
             time.sleep(BEAT_S)
 
 
