@@ -10,6 +10,7 @@ from steadyolo.adapters.runtimes.opening import open_session
 from steadyolo.cli.models import find_model
 from steadyolo.serve import detector
 from steadyolo.serve.session import SessionSettings
+from steadyolo.serve.verifying import Verifying
 
 
 class Detector(detector.Detector):
@@ -31,7 +32,8 @@ class Detector(detector.Detector):
         `runtime` is auto, openvino, onnxruntime or tensorrt; `precision` fp32, bf16 or fp16, None for the device's own.
         Raises: UserError for what is not here; DataLoss for a served model that is not what was exported.
         """
-        served = find_model(model)
+        served = find_model(model, verify=False)
+        verifying = Verifying(served)
         self.settings = SessionSettings(
             runtime=runtime,
             device=device,
@@ -40,6 +42,7 @@ class Detector(detector.Detector):
             cache=Path(cache) if cache is not None else None,
         )
         super().__init__(served, open_session(served, self.settings), max_pixels=max_pixels)
+        verifying.finish()
 
     @cached_property
     def choice(self) -> Choice:

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from steadyolo.adapters.http.listening import listen
 from steadyolo.errors import UserError
@@ -49,13 +49,26 @@ def main(arguments: list[str]) -> None:
     asked = _parser().parse_args(arguments)
     listener = listen(asked.host, asked.port)
     variable = os.environ.pop(TOKENS, None)  # the workers have no use for it
-    first = spawn(device=asked.device.partition(",")[0])
+    first = spawn(device=asked.device.partition(",")[0], ahead=_first_asked(asked))
     try:
         is_whole = _serve(asked, listener, first, variable, started_s)
     finally:
         first.connection.close()
     if not is_whole:
         sys.exit(1)
+
+
+def _first_asked(asked: argparse.Namespace) -> dict[str, object] | None:
+    """What the first worker can begin with at once: the first model, where neither versions nor a budget decide."""
+    if asked.watch or asked.budget or asked.device != "cpu" or "://" in asked.models[0]:
+        return None
+    match = _NAMED.fullmatch(asked.models[0])
+    name = match[2] if match and not Path(asked.models[0]).exists() else asked.models[0]
+    return {"name": name, "settings": _session(asked)}
+
+
+def _session(asked: argparse.Namespace) -> dict[str, Any]:
+    return {"runtime": asked.runtime, "precision": asked.precision, "num_threads": asked.threads}
 
 
 def served_names(models: Sequence[str], *, is_watched: bool, pinned: Sequence[str] = ()) -> list[ServedName]:
@@ -92,7 +105,7 @@ def _settings(asked: argparse.Namespace) -> ServeSettings:
     from steadyolo.spec.size import parse_bytes
 
     return ServeSettings(
-        session=SessionSettings(runtime=asked.runtime, precision=asked.precision, num_threads=asked.threads),
+        session=SessionSettings(**_session(asked)),
         devices=tuple(asked.device.split(",")),
         load=LoadSettings(
             warm_up=not asked.no_warmup, max_batch=asked.max_batch, hold_s=asked.batch_wait, idle_s=asked.rewarm

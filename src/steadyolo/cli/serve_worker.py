@@ -1,28 +1,60 @@
-"""`python -m steadyolo.cli.serve_worker FD NICENESS`: a worker, started by `steadyolo serve` and by nobody else."""
+"""`python -m steadyolo.cli.serve_worker FD NICENESS [AHEAD]`: a worker, started by `steadyolo serve` alone.
+
+AHEAD names, as JSON, the model that will be asked for first: it is opened while the rest is imported.
+"""
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
 import sys
+from typing import TYPE_CHECKING
 
-from steadyolo.serve.loaded import CheckGolden, OpenEngine
+from steadyolo.serve.resident import resident_bytes
+
+if TYPE_CHECKING:
+    from steadyolo.serve.loaded import CheckGolden, OpenEngine
 
 
-def main(open_engine: OpenEngine, check: CheckGolden, arguments: list[str]) -> None:
-    """Serve the socket with that number, until its other side is closed."""
+def main(
+    open_engine: OpenEngine, check: CheckGolden, arguments: list[str], *, first_before_bytes: int | None = None
+) -> None:
+    """Serve the socket with that number, until its other side is closed.
+
+    `first_before_bytes` is the memory that was used before the first model was begun with, where that is ahead of time.
+    """
     from steadyolo.serve.worker import Worker
 
     os.nice(int(arguments[1]))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal: the front's to answer
-    Worker(socket.socket(fileno=int(arguments[0])), open_engine, check).serve()
+    connection = socket.socket(fileno=int(arguments[0]))
+    Worker(connection, open_engine, check, first_before_bytes=first_before_bytes).serve()
     os._exit(0)  # threads inside libraries are not waited for
 
 
-if __name__ == "__main__":
+def _serve(arguments: list[str]) -> None:
+    before_bytes = resident_bytes()
     from steadyolo.adapters.runtimes.opening import open_session
+    from steadyolo.serve.ahead import Ahead
+    from steadyolo.serve.session import SessionSettings
+
+    opened = Ahead(open_session)
+    is_ahead = len(arguments) > 2
+    if is_ahead:
+        asked = json.loads(arguments[2])
+        opened.begin(asked["name"], SessionSettings(**asked["settings"]))
     from steadyolo.serve.engine import Engine
     from steadyolo.serve.golden import check_golden
 
-    main(lambda model, settings: Engine(model, open_session(model, settings)), check_golden, sys.argv[1:])
+    main(
+        lambda model, settings: Engine(model, opened(model, settings)),
+        check_golden,
+        arguments,
+        first_before_bytes=before_bytes if is_ahead else None,
+    )
+
+
+if __name__ == "__main__":
+    _serve(sys.argv[1:])

@@ -19,6 +19,7 @@ from steadyolo.serve.served_model import ServedModel, open_served
 from steadyolo.serve.service import DetectOptions
 from steadyolo.serve.session import Output, Session, SessionSettings
 from steadyolo.serve.shapes import shapes_of
+from steadyolo.serve.verifying import Verifying
 from steadyolo.serve.warmup import Warmth, paying_buckets, warm
 
 _EVERY_BOX = DetectOptions(conf=1e-6)  # thousands of candidates: as bad as a picture gets
@@ -136,10 +137,14 @@ def load(
 
     Raises: UserError, DataLoss for a model that is not whole; DeviceFault for one that answers wrongly.
     """
-    model = open_served(folder, verify=settings.verify)
+    model = open_served(folder, verify=False)
+    verifying = Verifying(model) if settings.verify else None
+    golden = pictures.as_jpeg(_as_taken(pictures.decode((folder / PICTURE).read_bytes())))
     engine = open_engine(model, session)
     if settings.tight_shapes:
         engine.shapes_px = shapes_of(model)
+    if verifying is not None:
+        verifying.finish()  # before its answer is judged: a changed file is told as what it is
     if settings.check:
         check(engine.session, model)
     return Loaded(
@@ -148,7 +153,7 @@ def load(
         engine=engine,
         settings=settings,
         check=check,
-        golden=pictures.as_jpeg(_as_taken(engine.decode((folder / PICTURE).read_bytes()))),
+        golden=golden,
     )
 
 

@@ -143,9 +143,17 @@ def open_served(folder: Path, *, verify: bool = True) -> ServedModel:
             raise DataLoss(f"{path} is missing", remedy=_COPY_AGAIN)
         if (num_bytes := path.stat().st_size) != file.num_bytes:
             raise DataLoss(f"{path} has {num_bytes} bytes, and had {file.num_bytes} when exported", remedy=_COPY_AGAIN)
-        if verify and digest_of(path) != file.sha256:
-            raise DataLoss(f"{path} was changed since it was exported: its digest differs", remedy=_COPY_AGAIN)
+    if verify:
+        verify_served(model)
     return model
+
+
+def verify_served(model: ServedModel) -> None:
+    """Read every byte of the model's files. Raises: DataLoss where one is not what was exported."""
+    for name, file in model.files.items():
+        path = model.folder / name
+        if digest_of(path) != file.sha256:
+            raise DataLoss(f"{path} was changed since it was exported: its digest differs", remedy=_COPY_AGAIN)
 
 
 def digest_of(path: Path) -> str:

@@ -25,7 +25,7 @@ from steadyolo.serve.wire import Message
 _BEAT_S = 0.1  # as workers do
 _START_LIMIT_S = 120.0  # for importing its runtime
 _END_LIMIT_S = 2.0
-_NUM_REHEARSALS, _REHEARSAL_LIMIT_S = 3, 60.0
+_REHEARSAL_LIMIT_S = 60.0
 _USUAL = asdict(DetectOptions())
 _HEALTHY_S = 30.0  # after which a worker's earlier ends do not count
 _log = logging.getLogger(__name__)
@@ -277,8 +277,7 @@ class Slot:
     async def _open(self, key: str, wanted: _Wanted, told: dict[str, Any]) -> None:
         """The worker is warm; now the way to it and back."""
         if self.place.load.warm_up:
-            for _ in range(_NUM_REHEARSALS):
-                await self._rehearse(key, wanted)
+            await self._rehearse(key, wanted)
         if self._writer and self._wanted.get(key) is wanted:
             self.loaded[key], wanted.was_warm, wanted.why = told, True, ""
             wanted.used_s = time.monotonic()

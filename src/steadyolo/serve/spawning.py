@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
@@ -27,12 +28,16 @@ def spawn(
     command: Sequence[str] = WORKER,
     environment: Mapping[str, str] | None = None,
     niceness: int = 0,
+    ahead: Mapping[str, object] | None = None,
 ) -> Spawned:
-    """Start a worker for a device: `cpu`, `cuda:N`, or the name of a MIG instance."""
+    """Start a worker for a device: `cpu`, `cuda:N`, or the name of a MIG instance.
+
+    `ahead` are the arguments of `Ahead.begin`: what it will be asked to load first, as far as that is known now.
+    """
     ours, theirs = socket.socketpair()
     package = str(Path(__file__).parents[2])  # where this package was imported from
     process = subprocess.Popen(
-        [*command, str(theirs.fileno()), str(niceness)],
+        [*command, str(theirs.fileno()), str(niceness), *([json.dumps(ahead)] if ahead else [])],
         stdin=subprocess.DEVNULL,
         stdout=2,  # a library that prints does not speak for the front
         pass_fds=[theirs.fileno()],

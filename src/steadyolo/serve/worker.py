@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import socket
 import threading
 import time
@@ -24,6 +23,7 @@ from steadyolo.serve.lane import Lane
 from steadyolo.serve.loaded import CheckGolden, Loaded, OpenEngine, load
 from steadyolo.serve.overdue import Calls
 from steadyolo.serve.place import LoadSettings
+from steadyolo.serve.resident import resident_bytes
 from steadyolo.serve.service import DetectOptions, DeviceFault
 from steadyolo.serve.session import SessionSettings
 from steadyolo.serve.wire import Message
@@ -31,7 +31,6 @@ from steadyolo.serve.wire import Message
 BEAT_S = 0.1
 _NUM_HANDS = 2  # threads that decode and finish while another runs the session
 _RUN_LIMIT_TIMES, _COLD_RUN_LIMIT_S, _HAND_LIMIT_S, _LOAD_LIMIT_S = 10, 60.0, 5.0, 900.0
-_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
 class Expired(Transient):
@@ -66,8 +65,16 @@ class Job:
 class Worker:
     """Threads: one reads what is asked, some decode and finish, one runs, one loads, one keeps warm, one beats."""
 
-    def __init__(self, connection: socket.socket, open_engine: OpenEngine, check: CheckGolden) -> None:
+    def __init__(
+        self,
+        connection: socket.socket,
+        open_engine: OpenEngine,
+        check: CheckGolden,
+        *,
+        first_before_bytes: int | None = None,
+    ) -> None:
         self._connection, self._open_engine, self._check = connection, open_engine, check
+        self._first_before_bytes = first_before_bytes  # memory in use before the first model was begun with
         self._sending = threading.Lock()
         self._loaded: dict[str, Loaded] = {}
         self._lane: Lane[Job] = Lane(self._run)
@@ -109,7 +116,8 @@ class Worker:
     # --- engines -------------------------------------------------------------------------------------------------
 
     def _load(self, asked: dict[str, Any]) -> None:
-        begun_s, before_bytes, key = time.monotonic(), _resident_bytes(), asked["key"]
+        begun_s, key = time.monotonic(), asked["key"]
+        before_bytes, self._first_before_bytes = self._first_before_bytes or resident_bytes(), None
         session = asked["session"]
         session["cache"] = session["cache"] and Path(session["cache"])
         with self._calls.limited(f"loading {key}", _LOAD_LIMIT_S):
@@ -130,7 +138,7 @@ class Worker:
             if loaded.settings.warm_up:
                 self._tell("warming", key=key)
                 loaded.warm_up(partial(self._rehearse, loaded))
-        loaded.num_bytes = max(0, _resident_bytes() - before_bytes)
+        loaded.num_bytes = max(0, resident_bytes() - before_bytes)
         loaded.load_s = time.monotonic() - begun_s
         self._loaded[key] = loaded
         self._tell("reply", loaded.golden, number=asked["number"], **loaded.told())
@@ -287,12 +295,7 @@ class Worker:
     def _beat(self) -> None:
         while True:
             try:
-                self._tell("beat", overdue=self._calls.beat(BEAT_S), num_bytes=_resident_bytes())
+                self._tell("beat", overdue=self._calls.beat(BEAT_S), num_bytes=resident_bytes())
             except OSError:
                 return  # the front is gone, as `serve` notices too
             time.sleep(BEAT_S)
-
-
-def _resident_bytes() -> int:
-    with open("/proc/self/statm", "rb") as file:
-        return int(file.read().split()[1]) * _PAGE_BYTES
