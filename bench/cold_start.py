@@ -122,7 +122,9 @@ def _after_ready(subject: serving.Subject, out: Path, *, rest: bool, warm: bool)
             "p99_over_median": bench.round_off(bench.percentile(later, 0.99) / median),
         }
         if rest:
+            client.close()
             time.sleep(REST_S)
+            client.connect()  # who comes back after a minute makes a new connection, which is not what is timed
             told["after_rest_over_median"] = bench.round_off(_timed(client, bodies[1]) / median)
         client.close()
     bench.say(f"after ready, {'warm' if warm else 'no warm-up'}: {told}")

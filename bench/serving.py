@@ -107,18 +107,20 @@ class Client:
 
     def post(self, body: bytes, kind: str = "image/jpeg") -> tuple[int, bytes]:
         """Status and body of the answer. Raises: OSError, HTTPException where there is none."""
-        if self.connection is None:
-            self.connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=self.timeout_s)
-            self.connection.connect()
-            assert self.connection.sock is not None
-            self.connection.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        connection = self.connection or self.connect()
         try:
-            self.connection.request("POST", self.path, body, {"Content-Type": kind})
-            answer = self.connection.getresponse()
+            connection.request("POST", self.path, body, {"Content-Type": kind})
+            answer = connection.getresponse()
             return answer.status, answer.read()
         except (OSError, http.client.HTTPException):
             self.close()
             raise
+
+    def connect(self) -> http.client.HTTPConnection:
+        """Open the connection."""
+        self.connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=self.timeout_s)
+        self.connection.connect()  # which sets TCP_NODELAY
+        return self.connection
 
     def status(self, body: bytes, kind: str = "image/jpeg") -> int:
         """Status of the answer; `UNREACHABLE` where nobody listens, `CUT_SHORT` where a request got no answer."""

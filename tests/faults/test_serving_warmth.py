@@ -87,13 +87,15 @@ def test_a_tensor_is_answered_with_the_graphs_outputs(served: Served, faults: Fa
         import numpy as np
 
         from steadyolo.errors import UserError
+        from steadyolo.serve.service import Tensor
 
         async with serving({"m": served("detect")}, faults.settings(load=load_settings())) as service:
             images = np.random.default_rng(0).random((2, 3, 160, 160), np.float32)
-            outputs = await service.infer("m", images, timeout_s=5)
-            assert [array.shape[0] for array in outputs.values()] == [2]
-            with pytest.raises(UserError):
-                await service.infer("m", images[..., :7], timeout_s=5)
+            outputs = await service.infer("m", Tensor(images.shape, images.tobytes()), timeout_s=5)
+            assert {name: one.shape[0] for name, one in outputs.items()} == {"output0": 2}
+            for wrong in (images[..., :7], images * np.nan):
+                with pytest.raises(UserError):
+                    await service.infer("m", Tensor(wrong.shape, wrong.tobytes()), timeout_s=5)
             assert service.figures().num_restarts == 0
 
     asyncio.run(scenario())

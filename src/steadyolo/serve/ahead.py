@@ -1,6 +1,6 @@
-"""A session that is opened while the rest of its process is still being imported.
+"""A session that compiles while the rest of its process is still being imported.
 
-Opening is the longest part of a start, and hardly any of it is Python: beside it, imports cost nothing.
+Compiling is the longest part of a start, and hardly any of it is Python: beside it, imports cost nothing.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ class _Opened:
     version: str
     settings: SessionSettings
     session: Session
+    compiling: threading.Thread
 
 
 class Ahead:
@@ -28,31 +29,31 @@ class Ahead:
     def __init__(self, open_session: OpenSession) -> None:
         self._open_session = open_session
         self._opened: _Opened | None = None
-        self._thread: threading.Thread | None = None
 
     def begin(self, name: str, settings: SessionSettings) -> None:
-        """Find the model called `name` on this machine, open it and compile its full shape; returns at once.
+        """Open the model called `name` on this machine, and begin to compile its full shape.
 
         What fails is left to whoever asks for it.
         """
-        self._thread = threading.Thread(target=self._open, args=(name, settings), name="ahead", daemon=True)
-        self._thread.start()
+        with suppress(SteadyError, OSError):
+            model = find_served(name, verify=False)
+            session = self._open_session(model, settings)
+            compiling = threading.Thread(target=_compile, args=(session, (1, 3, *model.shape_px)), daemon=True)
+            compiling.start()
+            self._opened = _Opened(model.version, settings, session, compiling)
 
     def __call__(self, model: ServedModel, settings: SessionSettings) -> Session:
         """The session that was begun where it is of this version and these settings, once; else a fresh one."""
-        if self._thread is not None:
-            self._thread.join()
-        opened, self._opened, self._thread = self._opened, None, None
+        opened, self._opened = self._opened, None
         if opened is not None:
+            opened.compiling.join()
             if (opened.version, opened.settings) == (model.version, settings):
                 return opened.session
             opened.session.close()
         return self._open_session(model, settings)
 
-    def _open(self, name: str, settings: SessionSettings) -> None:
-        with suppress(SteadyError, OSError):
-            model = find_served(name, verify=False)
-            session = self._open_session(model, settings)
-            if isinstance(session, CompilesShapes):
-                session.compile((1, 3, *model.shape_px))
-            self._opened = _Opened(model.version, settings, session)
+
+def _compile(session: Session, shape: tuple[int, ...]) -> None:
+    if isinstance(session, CompilesShapes):
+        with suppress(SteadyError):  # the run that follows meets the same fault
+            session.compile(shape)

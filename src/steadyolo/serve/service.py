@@ -4,14 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from steadyolo.errors import SteadyError, Transient, UserError
 from steadyolo.serve.served_model import ServedModel
-
-if TYPE_CHECKING:  # the front process listens before it imports NumPy, which takes longer than all else together
-    import numpy as np
-    from numpy.typing import NDArray
 
 State = Literal["waiting", "loading", "warming", "ready", "failed", "unloaded"]
 
@@ -54,6 +50,17 @@ class DetectOptions:
     max_det: int = 300
     classes: tuple[int, ...] | None = None
     agnostic_nms: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """Numbers in FP32, little-endian, row by row.
+
+    Bytes, and no array: the process that listens only hands them on, and starts faster than NumPy is imported.
+    """
+
+    shape: tuple[int, ...]
+    data: bytes | memoryview
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,11 +126,11 @@ class Service(Protocol):
         """
 
     async def infer(
-        self, name: str, images: NDArray[np.float32], *, version: str | None = None, timeout_s: float
-    ) -> dict[str, NDArray[np.float32]]:
+        self, name: str, images: Tensor, *, version: str | None = None, timeout_s: float
+    ) -> dict[str, Tensor]:
         """The graph's own outputs, by name, for a tensor as `Session.run` takes it.
 
-        Raises: NoSuchModel, UserError for a shape that is not taken, NotReady, Overloaded, Lost.
+        Raises: NoSuchModel, UserError for a shape or numbers that are not taken, NotReady, Overloaded, Lost.
         """
 
     def readiness(self) -> Readiness:

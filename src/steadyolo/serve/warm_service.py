@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from steadyolo.errors import SteadyError, UserError
 from steadyolo.plan.residency import Resident, plan_room, plan_start
@@ -16,7 +17,7 @@ from steadyolo.serve.catalogue import Catalogue, Entry
 from steadyolo.serve.dispatch import Dispatcher
 from steadyolo.serve.requests import Request
 from steadyolo.serve.served_model import ServedModel
-from steadyolo.serve.service import Answer, DetectOptions, Figures, NoSuchModel, NotReady, Readiness
+from steadyolo.serve.service import Answer, DetectOptions, Figures, NoSuchModel, NotReady, Readiness, Tensor
 from steadyolo.serve.settings import ServedName, ServeSettings
 from steadyolo.serve.slot import Slot
 from steadyolo.serve.spawning import Spawned
@@ -24,11 +25,8 @@ from steadyolo.serve.swapping import bring, swap
 from steadyolo.serve.watching import FolderVersions, FoundVersions, Versions
 from steadyolo.serve.wire import Message
 
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
 _RETRY_S = 1.0
+_NUMBER_BYTES = 4  # of FP32
 
 
 class WarmService:
@@ -84,18 +82,14 @@ class WarmService:
         )
 
     async def infer(
-        self, name: str, images: NDArray[np.float32], *, version: str | None = None, timeout_s: float
-    ) -> dict[str, NDArray[np.float32]]:
-        import numpy as np  # late: listening does not wait for it
-
-        images = np.ascontiguousarray(images, np.float32)
+        self, name: str, images: Tensor, *, version: str | None = None, timeout_s: float
+    ) -> dict[str, Tensor]:
         asked = {"shape": images.shape}
-        message, _ = await self._ask(name, version, "infer", asked, images.data.cast("B"), timeout_s)
-        outputs, offset = {}, 0
-        for index, shape in enumerate(message.header["shapes"]):
-            count = int(np.prod(shape))
-            outputs[f"output{index}"] = np.frombuffer(message.body, np.float32, count, offset).reshape(shape)
-            offset += 4 * count
+        message, _ = await self._ask(name, version, "infer", asked, images.data, timeout_s)
+        outputs, rest = {}, memoryview(message.body)
+        for output, shape in message.header["outputs"]:
+            num_bytes = _NUMBER_BYTES * math.prod(shape)
+            outputs[output], rest = Tensor(tuple(shape), rest[:num_bytes]), rest[num_bytes:]
         return outputs
 
     def readiness(self) -> Readiness:

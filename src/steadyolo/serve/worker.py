@@ -202,6 +202,8 @@ class Worker:
         with self._calls.limited("decoding", _HAND_LIMIT_S):
             if job.options is None:
                 job.images = np.frombuffer(job.body, np.float32).reshape(job.shape or ())
+                if not np.isfinite(job.images).all():
+                    raise UserError("the tensor holds numbers that are not finite", remedy="give numbers from 0 to 1")
             else:
                 picture = engine.decode(job.body)  # type: ignore[arg-type]  # any buffer will do
                 job.size_px = (picture.shape[0], picture.shape[1])
@@ -244,7 +246,7 @@ class Worker:
         with self._calls.limited("finishing", _HAND_LIMIT_S):
             if job.options is None:
                 body = b"".join(np.ascontiguousarray(one, np.float32).tobytes() for one in outputs)
-                told["shapes"] = [one.shape for one in outputs]
+                told["outputs"] = list(zip(job.loaded.model.outputs, [one.shape for one in outputs], strict=True))
             else:
                 told["objects"] = job.loaded.engine.finish(outputs, job.prepared, job.options).summary()
                 told |= {"size_px": job.size_px, "num_together": num_together}

@@ -21,7 +21,7 @@ from steadyolo.adapters.http.warming import warm_connections, warm_endpoints
 from steadyolo.errors import SteadyError, UserError
 
 _READY_POLL_S = 0.005
-_IMPORTED_LATER = ("numpy", "starlette.formparsers", "steadyolo.adapters.http.tensors")  # by the first who needs them
+_IMPORTED_LATER = ("starlette.formparsers", "steadyolo.adapters.http.tensors")  # by the first who needs them
 
 
 class Front:

@@ -1,22 +1,17 @@
-"""Tensors of the Open Inference Protocol: read from JSON or bytes, written as either.
-
-NumPy is imported when the first tensor comes, or in advance by who has the time: listening does not wait for it.
-"""
+"""Tensors of the Open Inference Protocol: read from JSON or bytes, written as either."""
 
 from __future__ import annotations
 
 import json
 import math
+from array import array
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from steadyolo.adapters.http.problems import Refused
 from steadyolo.serve.served_model import INPUT, ServedModel
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
+from steadyolo.serve.service import Tensor
 
 DATATYPE = "FP32"
 _ITEM_BYTES = 4
@@ -24,8 +19,8 @@ _CHUNK_NUMBERS = 20_000  # written as JSON at once: others get their turn in bet
 
 
 @dataclass(frozen=True, slots=True)
-class Tensor:
-    """Name and shape of a tensor; a side of -1 may be any."""
+class Declared:
+    """Name and shape of a tensor that a graph takes or gives; a side of -1 may be any."""
 
     name: str
     shape: tuple[int, ...]
@@ -34,15 +29,15 @@ class Tensor:
         return {"name": self.name, "datatype": DATATYPE, "shape": list(self.shape)}
 
 
-def input_of(model: ServedModel) -> Tensor:
+def input_of(model: ServedModel) -> Declared:
     """What the model's graph takes."""
     height_px, width_px = (-1, -1) if model.is_dynamic else model.shape_px
-    return Tensor(INPUT, (-1, 3, height_px, width_px))
+    return Declared(INPUT, (-1, 3, height_px, width_px))
 
 
-def outputs_of(model: ServedModel) -> tuple[Tensor, ...]:
+def outputs_of(model: ServedModel) -> tuple[Declared, ...]:
     """What the model's graph gives, in its order."""
-    return tuple(Tensor(name, tuple(shape)) for name, shape in model.outputs.items())
+    return tuple(Declared(name, tuple(shape)) for name, shape in model.outputs.items())
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +45,7 @@ class Request:
     """An inference as it was asked for."""
 
     id: str | None
-    images: NDArray[np.float32]
+    images: Tensor
     is_binary: Mapping[str, bool]  # by output, in the order that was asked for
     timeout_s: float | None
 
@@ -77,37 +72,35 @@ def read_request(body: bytes, header_length: str | None, model: ServedModel) -> 
 
 
 def write_answer(
-    about: Mapping[str, Any], outputs: Mapping[str, NDArray[np.float32]], is_binary: Mapping[str, bool]
+    about: Mapping[str, Any], outputs: Mapping[str, Tensor], is_binary: Mapping[str, bool]
 ) -> tuple[int | None, Iterator[bytes]]:
     """The pieces of the answer's body, and the length of its JSON part where bytes follow it."""
-    import numpy as np
-
-    arrays = {name: np.ascontiguousarray(outputs[name], np.float32) for name in is_binary}
-    heads = []
-    for name, array in arrays.items():
-        one: dict[str, Any] = {"name": name, "datatype": DATATYPE, "shape": list(array.shape)}
-        if is_binary[name]:
-            one["parameters"] = {"binary_data_size": array.nbytes}
+    heads, as_bytes, as_numbers = [], [], {}
+    for name, binary in is_binary.items():
+        tensor = outputs[name]
+        one: dict[str, Any] = {"name": name, "datatype": DATATYPE, "shape": list(tensor.shape)}
+        if binary:
+            one["parameters"] = {"binary_data_size": len(tensor.data)}
+            as_bytes.append(bytes(tensor.data))
+        else:
+            as_numbers[name] = memoryview(tensor.data).cast("f")
         heads.append(one)
-    if all(is_binary.values()):
-        head = json.dumps({**about, "outputs": heads}).encode()
-        return len(head), iter([head, *(array.tobytes() for array in arrays.values())])
-    if not any(is_binary.values()):
-        return None, _written(about, heads, arrays)
-    head = b"".join(_written(about, heads, {name: arrays[name] for name in arrays if not is_binary[name]}))
-    return len(head), iter([head, *(array.tobytes() for name, array in arrays.items() if is_binary[name])])
+    if not as_bytes:
+        return None, _written(about, heads, as_numbers)
+    head = b"".join(_written(about, heads, as_numbers))
+    return len(head), iter([head, *as_bytes])
 
 
 def _written(
-    about: Mapping[str, Any], heads: list[dict[str, Any]], arrays: Mapping[str, NDArray[np.float32]]
+    about: Mapping[str, Any], heads: list[dict[str, Any]], numbers: Mapping[str, memoryview[float]]
 ) -> Iterator[bytes]:
     yield json.dumps({**about, "outputs": []})[:-2].encode()
     for index, head in enumerate(heads):
         yield (", " if index else "").encode() + json.dumps(head)[:-1].encode()
-        if head["name"] in arrays:
+        if head["name"] in numbers:
             yield b', "data": ['
-            flat = arrays[head["name"]].reshape(-1)
-            for start in range(0, flat.size, _CHUNK_NUMBERS):
+            flat = numbers[head["name"]]
+            for start in range(0, len(flat), _CHUNK_NUMBERS):
                 text = json.dumps(flat[start : start + _CHUNK_NUMBERS].tolist(), separators=(",", ":"))[1:-1]
                 text = text.replace("NaN", "null").replace("-Infinity", "null").replace("Infinity", "null")
                 yield ("," if start else "").encode() + text.encode()
@@ -143,9 +136,7 @@ def _json_object(head: bytes) -> dict[str, Any]:
     return asked
 
 
-def _images(given: dict[str, Any], rest: bytes, wanted: Tensor) -> NDArray[np.float32]:
-    import numpy as np
-
+def _images(given: dict[str, Any], rest: bytes, wanted: Declared) -> Tensor:
     if given.get("name") != wanted.name:
         raise _bad(f"no input is named {given.get('name')!r}"[:200], f"name it {wanted.name}")
     if given.get("datatype") != DATATYPE:
@@ -162,17 +153,13 @@ def _images(given: dict[str, Any], rest: bytes, wanted: Tensor) -> NDArray[np.fl
                 f"{math.prod(shape) * _ITEM_BYTES}"[:300],
                 "send the tensor's bytes after the JSON part: little-endian, row by row",
             )
-        images = np.frombuffer(rest, "<f4").astype(np.float32, copy=False)
-    else:
-        images = _numbers(given.get("data"), shape)
-    if rest and num_bytes is None:
+        return Tensor(shape, rest)
+    if rest:
         raise _bad(f"{len(rest)} bytes follow the JSON part", "give their number as binary_data_size")
-    if not np.isfinite(images).all():
-        raise _bad("the tensor holds numbers that are not finite", "give numbers from 0 to 1")
-    return images.reshape(shape)
+    return Tensor(shape, memoryview(_numbers(given.get("data"), shape)).cast("B"))
 
 
-def _shape(given: Any, wanted: Tensor) -> tuple[int, ...]:
+def _shape(given: Any, wanted: Declared) -> tuple[int, ...]:
     text = f"give [{', '.join('N' if side < 0 else str(side) for side in wanted.shape)}]"
     if not isinstance(given, list) or len(given) != len(wanted.shape):
         raise _bad(f"shape is {given!r}"[:200], text)
@@ -182,25 +169,31 @@ def _shape(given: Any, wanted: Tensor) -> tuple[int, ...]:
     return tuple(given)
 
 
-def _numbers(data: Any, shape: tuple[int, ...]) -> NDArray[np.float32]:
-    import numpy as np
-
+def _numbers(data: Any, shape: tuple[int, ...]) -> array[float]:
+    """The numbers of a list that is flat, or as deep as the shape."""
+    numbers = array("f")
     try:
-        if not isinstance(data, list):
-            raise TypeError("there are none")
-        with np.errstate(over="ignore"):  # what is too large for FP32 becomes infinite, and is refused as that
-            images = np.asarray(data)
-            if images.dtype.kind not in "iuf":
-                raise TypeError("some are no numbers")
-            images = images.astype(np.float32)
+        is_flat = isinstance(data, list) and not isinstance(next(iter(data), None), list)
+        _gather(data, (math.prod(shape),) if is_flat else shape, numbers)
+        if not math.isfinite(sum(numbers)):
+            raise ValueError("some are too large for FP32")
     except (TypeError, ValueError, OverflowError) as error:
-        raise _bad(f"data is no list of numbers: {error}"[:200], "give the numbers row by row") from None
-    if images.size != math.prod(shape) or images.shape not in {shape, (images.size,)}:
-        raise _bad(f"data is {images.shape}, and shape is {shape}"[:200], "give as many numbers as the shape takes")
-    return images
+        raise _bad(f"data is not as shape says: {error}"[:200], "give the numbers row by row") from None
+    return numbers
 
 
-def _wanted(asked: Any, binary_by_default: Any, known: tuple[Tensor, ...]) -> dict[str, bool]:
+def _gather(data: Any, shape: tuple[int, ...], numbers: array[float]) -> None:
+    if not isinstance(data, list) or len(data) != shape[0]:
+        size = len(data) if isinstance(data, list) else "no list"
+        raise ValueError(f"{size} where there should be {shape[0]}")
+    if len(shape) == 1:
+        numbers.extend(data)
+    else:
+        for one in data:
+            _gather(one, shape[1:], numbers)
+
+
+def _wanted(asked: Any, binary_by_default: Any, known: tuple[Declared, ...]) -> dict[str, bool]:
     names = [one.name for one in known]
     if not isinstance(binary_by_default, bool):
         raise _bad("binary_data_output is neither true nor false", "give true or false")

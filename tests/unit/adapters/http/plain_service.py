@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
+from steadyolo.errors import UserError
 from steadyolo.serve.served_model import Preparation, ServedModel, Source
 from steadyolo.serve.service import (
     Answer,
@@ -28,6 +29,7 @@ from steadyolo.serve.service import (
     NoSuchModel,
     NotReady,
     Readiness,
+    Tensor,
 )
 
 SIDE_PX, CLASSES = 64, ("chip", "crack")
@@ -128,10 +130,13 @@ class PlainService:
         )
 
     async def infer(
-        self, name: str, images: NDArray[np.float32], *, version: str | None = None, timeout_s: float
-    ) -> dict[str, NDArray[np.float32]]:
+        self, name: str, images: Tensor, *, version: str | None = None, timeout_s: float
+    ) -> dict[str, Tensor]:
         async with self._entered(name, version):
-            return self._run(images)
+            numbers = np.frombuffer(images.data, np.float32).reshape(images.shape)
+            if not np.isfinite(numbers).all():
+                raise UserError("the tensor holds numbers that are not finite", remedy="give numbers from 0 to 1")
+            return {name: Tensor(one.shape, one.tobytes()) for name, one in self._run(numbers).items()}
 
     def readiness(self) -> Readiness:
         is_ready = self.status.state == "ready" and not self.is_draining
