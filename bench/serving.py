@@ -116,6 +116,25 @@ class Client:
             self.close()
             raise
 
+    def timed(self, body: bytes, kind: str = "image/jpeg") -> tuple[float, int]:
+        """Seconds from the first byte sent to the last one received, and the status.
+
+        Hardly any of it is work of this side, which may have slept for a minute and is not what is measured.
+        """
+        connection = self.connection or self.connect()
+        head = f"POST {self.path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: {kind}\r\n"
+        request = f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
+        began = time.perf_counter()
+        connection.sock.sendall(request)
+        data = connection.sock.recv(1 << 20)
+        took = time.perf_counter() - began
+        head_text, _, rest = data.partition(b"\r\n\r\n")
+        length = int(head_text.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0])
+        while len(rest) < length:
+            rest += connection.sock.recv(1 << 20)
+            took = time.perf_counter() - began
+        return took, int(head_text.split()[1])
+
     def connect(self) -> http.client.HTTPConnection:
         """Open the connection."""
         self.connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=self.timeout_s)

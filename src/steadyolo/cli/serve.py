@@ -164,7 +164,7 @@ def _serve(
         grace_s=asked.grace,
         drain_s=asked.drain,
         ends_when_failed=not asked.watch,
-        is_warmed=not asked.no_warmup,
+        rewarm_s=None if asked.no_warmup else asked.rewarm,
     )
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(front.run())
@@ -245,7 +245,9 @@ def _parser() -> argparse.ArgumentParser:
     models("--load-on-request", action="store_true", help="a request may load its model, and wait for it")
     models("--watch", action="store_true", help="look for new versions, and swap them in without a slow request")
     models("--no-warmup", action="store_true", help="ready at once, and slow at first: for debugging")
-    models("--rewarm", type=seconds, default=10.0, metavar="SECONDS", help="of idleness, after which it is done (10)")
+    models(
+        "--rewarm", type=seconds, default=1.0, metavar="SECONDS", help="of idleness, after which all is used once (1)"
+    )
     models("--max-batch", type=count, default=1, metavar="N", help="pictures that are computed at once (1)")
     models("--batch-wait", type=float, default=0.0, metavar="SECONDS", help="that a picture waits for others (0)")
     limits = parser.add_argument_group("limits").add_argument

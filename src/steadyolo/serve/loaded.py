@@ -65,7 +65,6 @@ class Loaded:
     buckets: tuple[int, ...] = (1,)
     num_bytes: int = 0  # that the process grew by
     load_s: float = 0.0
-    used_s: float = field(default_factory=time.monotonic)
     checked_s: float = field(default_factory=time.monotonic)
 
     def usual_s(self, num_images: int) -> float:
@@ -92,10 +91,8 @@ class Loaded:
         self.buckets = paying_buckets({size: warmth.usual_s for size, warmth in self.warmth.items()})
 
     def is_due(self, now_s: float) -> bool:
-        """Has it been idle, or unchecked, for too long?"""
-        return now_s - max(self.used_s, self.checked_s) >= self.settings.idle_s or (
-            now_s - self.checked_s >= self.settings.check_s
-        )
+        """Has it been unchecked for too long?"""
+        return now_s - self.checked_s >= self.settings.check_s
 
     def refresh(self, run: Run) -> None:
         """Once through the whole path with the golden image. Raises: DeviceFault for a wrong answer."""

@@ -66,6 +66,11 @@ def silence() -> None:
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
 
+def one_thread() -> None:
+    """Keep OpenCV's threads from waiting for those of a runtime. For workers, whose pictures are one thread's each."""
+    cv2.setNumThreads(1)
+
+
 def as_jpeg(picture: Picture) -> bytes:
     """The picture as most cameras send theirs."""
     return cv2.imencode(".jpg", picture)[1].tobytes()

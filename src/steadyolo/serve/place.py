@@ -21,8 +21,8 @@ class LoadSettings:
     tight_shapes: bool = False  # pictures that are not square go through smaller shapes, each of which is warmed
     hold_s: float = 0.0  # for which an image may wait for others that are being decoded
     warm_limit_s: float = 20.0  # for each batch size
-    idle_s: float = 10.0  # after which it is refreshed
-    check_s: float = 30.0  # after which it is, however busy
+    idle_s: float = 1.0  # after which the golden picture goes the whole way, so that nothing gets cold
+    check_s: float = 30.0  # after which its answer is checked, however busy
     hang_s: float = HANG_S  # a run that takes longer, and ten times what it usually does, has hung
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from steadyolo.errors import SteadyError, Transient, UserError
-from steadyolo.serve import wire
+from steadyolo.serve import pictures, wire
 from steadyolo.serve.gently import gently
 from steadyolo.serve.lane import Lane
 from steadyolo.serve.loaded import CheckGolden, Loaded, OpenEngine, load
@@ -84,6 +84,8 @@ class Worker:
 
     def serve(self) -> None:
         """Until the front closes the socket or says `end`."""
+        pictures.silence()
+        pictures.one_thread()
         self._lane.start()
         for target in (self._beat, self._keep_warm):
             threading.Thread(target=target, name=target.__name__, daemon=True).start()
@@ -233,8 +235,6 @@ class Worker:
         images = jobs[0].images if len(jobs) == 1 else np.concatenate([job.images for job in jobs])
         with self._calls.limited("a run", self._limit_s(loaded, len(images))):
             outputs = loaded.engine.session.run(images)
-        if not jobs[0].is_behind:
-            loaded.used_s = time.monotonic()
         for index, job in enumerate(jobs):
             job.stage("run")
             mine = outputs if job.options is None else [output[index : index + 1] for output in outputs]

@@ -39,6 +39,8 @@ class App:
         self.metrics = Metrics(service, lambda: bodies.room.held_bytes)
         self._v1 = v1 = Detect(service, limits, bodies, self.metrics)
         v2 = OpenInference(service, limits, bodies, may_control=may_control)
+        self.asked_s = time.monotonic()  # when the last request came
+        self.is_warming = False  # requests that it makes itself are not counted
         self._open = [  # anybody may ask for these: nothing of a model is in them
             *_routes(self.health.live, "GET", "/healthz", "/v2/health/live"),
             *_routes(self.health.ready, "GET", "/readyz", "/v2/health/ready"),
@@ -82,7 +84,7 @@ class App:
             await live(self.service, self.health, receive, send)
         if scope["type"] != "http":
             return
-        started_s = time.perf_counter()
+        started_s, self.asked_s = time.perf_counter(), time.monotonic()
         request = Request(scope, receive)
         status, route_path = 500, "other"
 
@@ -112,7 +114,8 @@ class App:
             else:
                 raise  # half of the answer is gone already: the connection has to end
         finally:
-            self.metrics.requested(route_path, scope["method"], status, time.perf_counter() - started_s)
+            if not self.is_warming:
+                self.metrics.requested(route_path, scope["method"], status, time.perf_counter() - started_s)
 
     def _routed(self, scope: Scope) -> tuple[Route | None, Refused | None]:
         """The route of a request, and why it is refused all the same."""

@@ -7,6 +7,7 @@ import contextlib
 import gc
 import signal
 import socket
+import time
 from collections.abc import Callable, Iterator
 from importlib import import_module
 
@@ -27,7 +28,8 @@ _IMPORTED_LATER = ("starlette.formparsers", "steadyolo.adapters.http.tensors")  
 class Front:
     """Serves `app` on `listener` until a signal asks it to end.
 
-    `on_live` and `on_ready` are called when it answers, and when `/readyz` first says yes.
+    `on_live` and `on_ready` are called when it answers, and when `/readyz` first says yes. After each `rewarm_s` of
+    idleness this process is made to answer once, so that it stays warm as its models do; None leaves both out.
     """
 
     def __init__(
@@ -41,7 +43,7 @@ class Front:
         grace_s: float,
         drain_s: float,
         ends_when_failed: bool = True,
-        is_warmed: bool = True,
+        rewarm_s: float | None = 1.0,
     ) -> None:
         self._app = app
         self._listener = listener
@@ -49,7 +51,7 @@ class Front:
         self._on_ready = on_ready
         self._grace_s = grace_s
         self._drain_s = drain_s
-        self._is_warmed = is_warmed
+        self._rewarm_s = rewarm_s
         self._ends_when_failed = ends_when_failed
         self._num_signals = 0
         self._failure: BaseException | None = None
@@ -113,20 +115,31 @@ class Front:
         self._on_live()
         for name in _IMPORTED_LATER:
             await asyncio.to_thread(import_module, name)
-        if self._is_warmed:
-            await warm_connections(*self._listener.getsockname()[:2])
+        if self._rewarm_s is not None:
+            await warm_connections(*self._address, num_times=3)
         while not (readiness := self._app.service.readiness()).is_ready:
             models = readiness.models
             if self._ends_when_failed and all(one.state == "failed" for one in models):
                 why = "; ".join(f"{one.name}: {one.why}" for one in models)
                 raise UserError(f"no model can be served: {why}", remedy="export it again, or name another")
             await asyncio.sleep(_READY_POLL_S)
-        if self._is_warmed:
+        if self._rewarm_s is not None:
             await warm_endpoints(self._app)
         gc.freeze()  # what is here stays: it need not be looked through again and again
         self._app.health.is_front_ready = True
         self._on_ready()
         await self._supervisor.ready()
+        while self._rewarm_s is not None:
+            await asyncio.sleep(max(_READY_POLL_S, self._app.asked_s + self._rewarm_s - time.monotonic()))
+            if time.monotonic() - self._app.asked_s >= self._rewarm_s:
+                self._app.is_warming = True
+                await warm_connections(*self._address)
+                self._app.is_warming = False
+
+    @property
+    def _address(self) -> tuple[str, int]:
+        host, port = self._listener.getsockname()[:2]
+        return host, port
 
     def _on_ready_or_not(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and (error := task.exception()) is not None:

@@ -8,19 +8,19 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from steadyolo.adapters.http.app import App
 
-_NUM_TIMES, _BODY_BYTES = 3, 100_000
+_BODY_BYTES = 100_000
 _LIMIT_S = 5.0
 _PICTURE = "golden.png"  # as every served model has one
 
 
-async def warm_connections(host: str, port: int) -> None:
+async def warm_connections(host: str, port: int, *, num_times: int = 1) -> None:
     """Bodies to a path that anybody may ask, with a method that it does not answer: read and refused as others are."""
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # an address to reach, not to listen on
     head = f"POST /healthz HTTP/1.1\r\nHost: {host}\r\nContent-Length: {_BODY_BYTES}\r\n\r\n".encode()
     try:
         async with asyncio.timeout(_LIMIT_S):
             reader, writer = await asyncio.open_connection(host, port)
-            for _ in range(_NUM_TIMES):
+            for _ in range(num_times):
                 writer.write(head + bytes(_BODY_BYTES))
                 answer = await reader.readuntil(b"\r\n\r\n")
                 length = int(answer.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0])
