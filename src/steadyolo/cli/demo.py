@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import signal
+import statistics
 import subprocess
 import sys
 import time
+import urllib.request
 from pathlib import Path
 from typing import Annotated
 
@@ -21,6 +24,7 @@ from steadyolo.vault.files import OURS_FOLDER
 
 _NUM_TRAIN, _NUM_VAL, _SIDE_PX, _EPOCHS = 240, 16, 160, 18
 _CONFIDENCE = 0.15  # after a minute of training a model is not sure of much yet
+_NUM_LATER = 50
 _KILLED_AT = (_EPOCHS // 2, 7)  # epoch and batch, counted from 0
 # Few images and many small steps: what learns something visible in a minute.
 _ARGUMENTS = (
@@ -46,11 +50,10 @@ _ARGUMENTS = (
 def demo(
     folder: Annotated[Path, typer.Option(help="where everything goes; a former demo there is replaced")] = Path("demo"),
 ) -> None:
-    """Show everything on a built-in data set of circuit boards: train, kill, lose the disk, resume, compare, detect.
+    """Show everything on a built-in data set of circuit boards: train, kill, lose the disk, resume, compare, serve.
 
     Example: `steadyolo demo --folder /tmp/demo`
     """
-    from steadyolo.adapters.ultralytics.predict import draw_detections
     from steadyolo.data.boards import write_boards
     from steadyolo.vault.identity import run_identity
 
@@ -101,9 +104,16 @@ def demo(
 
     console.rule("6. what the weights find")
     board = sorted((folder / "boards" / "images" / "val").glob("*.jpg"))[0]
-    picture = folder / "detections.jpg"
-    count = draw_detections(killed / "weights" / "best.pt", board, picture, side_px=_SIDE_PX, confidence=_CONFIDENCE)
-    console.print(f"{count} defects found on {board.name}, drawn in {picture}")
+    _finish(_start("export", str(killed), f"imgsz={_SIDE_PX}"))
+    drawn = folder / "detections"
+    _finish(_start("detect", str(killed), str(board), "--conf", f"{_CONFIDENCE}", "--save", str(drawn)))
+
+    console.rule("7. served: is the first request as fast as the later ones?")
+    first_s, later_s, count = _served(killed, board)
+    console.print(f"{count} defects found on {board.name}, drawn in {drawn}")
+    console.print(
+        f"first request after ready: {1000 * first_s:.1f} ms; median of the next {_NUM_LATER}: {1000 * later_s:.1f} ms"
+    )
     console.print(f"done in {time.monotonic() - started_s:.0f} s; the runs are in {folder / 'runs'}")
 
 
@@ -126,6 +136,36 @@ def _finish(process: subprocess.Popen[bytes]) -> None:
     code = process.wait()
     if code:
         raise SteadyError(f"the run ended with exit code {code}", remedy="look at its last lines above")
+
+
+def _served(run: Path, picture: Path) -> tuple[float, float, int]:
+    """Serve the run until it is warm, ask, and end it: seconds of the first answer, of later ones, and objects found."""
+    command = [sys.executable, "-m", "steadyolo.cli.main", "serve", str(run), "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            url, is_ready = "", False
+            for line in process.stdout or ():
+                sys.stdout.write(line)
+                url = url or line.partition("http://")[2].partition(",")[0]
+                if is_ready := line.startswith("ready"):
+                    break
+            if not is_ready:
+                raise SteadyError("the server ended before it was ready", remedy="look at its last lines above")
+            question = f"http://{url}/v1/models/{run.name}/detect?conf={_CONFIDENCE}"
+            asked = [_asked(question, picture.read_bytes()) for _ in range(1 + _NUM_LATER)]
+        finally:
+            process.terminate()
+            process.wait()
+    return asked[0][0], statistics.median(seconds for seconds, _ in asked[1:]), asked[0][1]
+
+
+def _asked(url: str, picture: bytes) -> tuple[float, int]:
+    """Seconds until the answer was there, and the number of objects in it."""
+    request = urllib.request.Request(url, picture, {"Content-Type": "image/jpeg"})
+    begun_s = time.perf_counter()
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        found = json.load(answer)["objects"]
+    return time.perf_counter() - begun_s, len(found)
 
 
 def _kill_at(process: subprocess.Popen[bytes], log: Path) -> tuple[int, int]:
