@@ -80,7 +80,16 @@ $(VENV)/installed-dev: pyproject.toml $(VENV)/torch
 	@echo 'Installing steadyolo and its development tools'
 	@$(PIP) --editable '.[dev]'
 	@$(require-opencv)
+	@$(offer-chromium)
 	@touch $@ $(VENV)/installed
+
+# One test looks at the page of a server in a browser; where there is none it is skipped, and says so.
+define offer-chromium
+command -v chromium >/dev/null || [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null || { \
+	echo 'Installing Chromium for the test of the page (left out where that fails)'; \
+	{ timeout 240 apt-get update -qq && timeout 240 apt-get install -qq -y --no-install-recommends chromium; } >/dev/null 2>&1 || true; \
+}
+endef
 
 # OpenCV's wheel needs two system libraries that bare servers and containers lack.
 define require-opencv

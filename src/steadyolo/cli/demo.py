@@ -139,7 +139,7 @@ def _finish(process: subprocess.Popen[bytes]) -> None:
 
 
 def _served(run: Path, picture: Path) -> tuple[float, float, int]:
-    """Serve the run until it is warm, ask, and end it: seconds of the first answer, of later ones, and objects found."""
+    """Serve the run, ask when it is warm, and end it: seconds of the first answer, of later ones, objects found."""
     command = [sys.executable, "-m", "steadyolo.cli.main", "serve", str(run), "--port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
