@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
 
 from steadyolo.cli.detector import Detector
 from steadyolo.errors import SteadyError, UserError
+from steadyolo.serve.detector import options_of
 from steadyolo.serve.results import Result
 from steadyolo.serve.sources import Frame, frames_of
 
@@ -44,10 +46,15 @@ def main(arguments: list[str]) -> None:
         "classes": _indices(asked.classes, names),
         "agnostic_nms": asked.agnostic_nms,
     }
+    options_of(options)  # refused before the first picture, not with each
     num_unreadable = 0
+    saved: dict[str, str] = {}  # names of files, and what they were made of
     try:
         for frame in frames_of(asked.sources):
-            num_unreadable += not _done(frame, detector, options, asked)
+            num_unreadable += not _done(frame, detector, options, asked, saved)
+    except BrokenPipeError:  # whoever reads has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return
     except KeyboardInterrupt:
         _say("stopped")
         raise SystemExit(EXIT_INTERRUPTED) from None
@@ -74,14 +81,18 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--json", action="store_true", help="one JSON object a picture, a line each, on standard output")
     one.add_argument("--show-times", action="store_true", help="milliseconds by stage")
     one.add_argument("--verbose", action="store_true", help="say which runtime was chosen, and what was measured")
-    one.add_argument("--runtime", default="auto", help="auto, openvino, onnxruntime or tensorrt")
+    one.add_argument(
+        "--runtime", default="auto", help="auto, openvino, onnxruntime, tensorrt, or torch as the reference"
+    )
     one.add_argument("--device", default="cpu", help="cpu or cuda:N")
     one.add_argument("--precision", help="fp32, bf16 or fp16; the device's own where not given")
     one.add_argument("--threads", type=int, help="processor threads; the runtime's own number where not given")
     return one
 
 
-def _done(frame: Frame, detector: Detector, options: dict[str, Any], asked: argparse.Namespace) -> bool:
+def _done(
+    frame: Frame, detector: Detector, options: dict[str, Any], asked: argparse.Namespace, saved: dict[str, str]
+) -> bool:
     """Detect, print and save one frame; False where it cannot be read, which is told."""
     try:
         if frame.error:
@@ -105,8 +116,16 @@ def _done(frame: Frame, detector: Detector, options: dict[str, Any], asked: argp
         from steadyolo.serve.pictures import save
 
         asked.save.mkdir(parents=True, exist_ok=True)
-        save(drawn(result), asked.save / frame.file_name)
+        save(drawn(result), asked.save / _name_for(frame, saved))
     return True
+
+
+def _name_for(frame: Frame, saved: dict[str, str]) -> str:
+    """A file name that no other frame has: several folders may hold files of one name."""
+    name, path, number = frame.file_name, Path(frame.file_name), 2
+    while saved.setdefault(name, frame.name) != frame.name:
+        name, number = f"{path.stem}-{number}{path.suffix}", number + 1
+    return name
 
 
 def told_shortly(result: Result) -> str:

@@ -8,8 +8,10 @@ from pathlib import Path
 from steadyolo.adapters.runtimes.choosing import Choice, choose
 from steadyolo.adapters.runtimes.opening import open_session
 from steadyolo.cli.models import find_model
+from steadyolo.errors import SteadyError
 from steadyolo.serve import detector
-from steadyolo.serve.session import SessionSettings
+from steadyolo.serve.served_model import ServedModel
+from steadyolo.serve.session import Session, SessionSettings
 from steadyolo.serve.verifying import Verifying
 
 
@@ -29,7 +31,8 @@ class Detector(detector.Detector):
     ) -> None:
         """A served folder, or a `.pt`, run folder or store URL that has one; `steadyolo export` makes it.
 
-        `runtime` is auto, openvino, onnxruntime or tensorrt; `precision` fp32, bf16 or fp16, None for the device's own.
+        `runtime` is auto, openvino, onnxruntime, tensorrt, or torch: the weights themselves, as the reference, where
+        they are beside the served model. `precision` is fp32, bf16 or fp16, None for the device's own.
         Raises: UserError for what is not here; DataLoss for a served model that is not what was exported.
         """
         served = find_model(model, verify=False)
@@ -41,10 +44,24 @@ class Detector(detector.Detector):
             num_threads=num_threads,
             cache=Path(cache) if cache is not None else None,
         )
-        super().__init__(served, open_session(served, self.settings), max_pixels=max_pixels)
+        try:
+            session = _open_any(served, self.settings)
+        except SteadyError:
+            verifying.finish()  # a changed file is told as what it is
+            raise
+        super().__init__(served, session, max_pixels=max_pixels)
         verifying.finish()
 
     @cached_property
     def choice(self) -> Choice:
         """What `auto` measured on this machine, and took."""
         return choose(self.model, self.settings, open_session)
+
+
+def _open_any(model: ServedModel, settings: SessionSettings) -> Session:
+    """As `open_session`, and the reference, which no server opens."""
+    if settings.runtime != "torch":
+        return open_session(model, settings)
+    from steadyolo.adapters.ultralytics.reference import ReferenceSession
+
+    return ReferenceSession(model, settings)

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from steadyolo.serve.settings import ServedName, ServeSettings
     from steadyolo.serve.spawning import Spawned
 
+RUNTIMES = ("auto", "openvino", "onnxruntime", "tensorrt")
 TOKENS = "STEADYOLO_TOKENS"  # the environment variable
 _NAMED = re.compile(r"([A-Za-z0-9][A-Za-z0-9_.-]{0,99})=(.+)")
 _ENDINGS = (".served", ".pt", ".onnx")
@@ -236,7 +237,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 is every one (127.0.0.1)")
     add("--port", type=int, default=8000, help="0 is any free one (8000)")
     models = parser.add_argument_group("models").add_argument
-    models("--runtime", default="auto", help="auto, openvino, onnxruntime, tensorrt or torch (auto)")
+    models("--runtime", default="auto", choices=RUNTIMES, help="(auto)")
     models("--device", default="cpu", help="cpu, cuda:0 or several, cuda:0,cuda:1: one worker each (cpu)")
     models("--precision", choices=["fp32", "bf16", "fp16"], help="where nothing is said, the fastest that is right")
     models("--threads", type=count, help="of each worker; as many as cores where nothing is said")

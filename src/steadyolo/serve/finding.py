@@ -41,7 +41,8 @@ def _places(path: Path) -> Iterator[Path]:
         return
     yield path
     yield path / "weights" / f"best{SUFFIX}"
-    yield path.with_name(f"{path.name}{SUFFIX}")
+    if path.name:
+        yield path.with_name(f"{path.name}{SUFFIX}")
 
 
 def _check_source(weights: Path, model: ServedModel) -> None:

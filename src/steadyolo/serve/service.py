@@ -51,6 +51,13 @@ class DetectOptions:
     classes: tuple[int, ...] | None = None
     agnostic_nms: bool = False
 
+    def __post_init__(self) -> None:
+        for name, value in (("conf", self.conf), ("iou", self.iou)):
+            if not 0 <= value <= 1:
+                raise UserError(f"{name} is {value}", remedy=f"give {name} as a number from 0 to 1")
+        if self.max_det < 1:
+            raise UserError(f"max_det is {self.max_det}", remedy="allow at least 1 object")
+
 
 @dataclass(frozen=True, slots=True)
 class Tensor:

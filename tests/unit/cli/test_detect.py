@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
@@ -74,6 +75,9 @@ def test_options_that_there_are_not_are_refused(detector: steadyolo.Detector, pi
     with pytest.raises(UserError, match="no option is called confidence"):
         detector(picture, confidence=0.5)
     assert {one["class"] for one in detector(picture, conf=CONF, classes=[1]).summary()} <= {1}
+    for wrong in ({"conf": 1.5}, {"iou": float("nan")}, {"max_det": 0}):
+        with pytest.raises(UserError, match=f"{next(iter(wrong))} is "):
+            detector(picture, **wrong)
 
 
 def test_a_process_that_detects_loads_nothing_that_trains(served: Callable[..., ServedModel], folder: Path) -> None:
@@ -102,6 +106,33 @@ def test_files_folders_patterns_and_films(
     marked = cv2.imread(str(folder / "marked" / "b.png"))
     assert marked.shape == (120, 160, 3)
     assert (marked != cv2.imread(str(photos / "b.png"))).any(), "nothing was drawn"
+    assert len(list((folder / "marked").iterdir())) == 6
+
+
+def test_pictures_of_one_name_are_saved_apart(served: Callable[..., ServedModel], folder: Path) -> None:
+    (folder / "photos" / "deep" / "c.png").rename(folder / "photos" / "deep" / "b.png")
+    main([str(served("detect").folder), str(folder / "photos"), "--runtime", "onnxruntime",
+          "--save", str(folder / "marked")])  # fmt: skip
+    assert sorted(path.name for path in (folder / "marked").iterdir()) == ["a.bmp", "b-2.png", "b.png"]
+
+
+def test_who_reads_no_more_is_no_reason_for_a_traceback(served: Callable[..., ServedModel], folder: Path) -> None:
+    words = [sys.executable, "-m", "steadyolo.cli.main", "detect", str(served("detect").folder), str(folder)]
+    with subprocess.Popen([*words, "--runtime", "onnxruntime"], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as one:
+        assert one.stdout and one.stderr
+        one.stdout.close()
+        assert one.stderr.read() == b""
+    assert one.returncode == 0
+
+
+def test_threads_take_turns(detector: steadyolo.Detector, picture: np.ndarray) -> None:
+    pictures = [np.ascontiguousarray(np.roll(picture, shift, 1)) for shift in range(0, 120, 10)]
+    alone = [detector(one, conf=CONF).summary() for one in pictures]
+    fresh = steadyolo.Detector(detector.model.folder, runtime="onnxruntime")
+    with ThreadPoolExecutor(6) as threads:
+        together = list(threads.map(lambda one: fresh(one, conf=CONF).summary(), pictures))
+    assert together == alone
+    assert any(alone)
 
 
 def test_what_cannot_be_read_is_told_and_passed_over(

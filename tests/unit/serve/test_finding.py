@@ -30,6 +30,16 @@ def test_every_way_to_name_it(folder: Path) -> None:
         assert find_served(name).folder == folder
 
 
+def test_the_folder_one_is_in(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for here in (folder, folder.parents[1]):
+        monkeypatch.chdir(here)
+        assert find_served(".").folder.resolve() == folder
+    (folder.parents[2] / "empty").mkdir()
+    monkeypatch.chdir(folder.parents[2] / "empty")
+    with pytest.raises(UserError, match="neither a served model nor a run"):
+        find_served(".")
+
+
 def refused(name: Path, saying: str, remedy: str) -> None:
     with pytest.raises(UserError, match=re.escape(saying)) as refusal:
         find_served(name)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from steadyolo.serve.served_model import ServedModel
 
+LIMIT_BYTES = 4 << 30  # of a cache: models and shapes come and go
 _SEAL = struct.Struct("<QI")  # number of bytes and their checksum, at the end: a torn file has none that fits
 
 
@@ -34,6 +35,8 @@ class CompiledGraphs:
             data = np.memmap(path, np.uint8, mode="c")
         except (OSError, ValueError):
             return None
+        with suppress(OSError):
+            os.utime(path)  # what is used stays longest
         content, seal = data[: -_SEAL.size], data[-_SEAL.size :].tobytes()
         if len(seal) != _SEAL.size or _SEAL.unpack(seal) != (len(content), zlib.crc32(content.data)):
             return None
@@ -53,6 +56,21 @@ class CompiledGraphs:
                 Path(partial).replace(path)
             except OSError:
                 Path(partial).unlink(missing_ok=True)
+            make_room(self.folder.parent, limit_bytes=LIMIT_BYTES)
+
+
+def make_room(cache: Path, *, limit_bytes: int) -> None:
+    """Remove what was not used for longest, of all versions in `cache`, until so much is left.
+
+    What a process has mapped stays there for it. Raises: OSError.
+    """
+    files = [(path.stat(), path) for path in cache.rglob("*") if path.is_file() and not path.is_symlink()]
+    over_bytes = sum(stat.st_size for stat, _ in files) - limit_bytes
+    for stat, path in sorted(files, key=lambda one: one[0].st_mtime_ns):
+        if over_bytes <= 0:
+            return
+        path.unlink(missing_ok=True)
+        over_bytes -= stat.st_size
 
 
 def cache_folder(model: ServedModel) -> Path:
@@ -63,6 +81,15 @@ def cache_folder(model: ServedModel) -> Path:
         if os.access(beside, os.W_OK):
             return beside
     return user_cache() / "compiled"
+
+
+def library_cache(folder: Path) -> Path | None:
+    """`folder`, made, for a library that keeps its own files; None where nothing can be written there."""
+    with suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+        if os.access(folder, os.W_OK):
+            return folder
+    return None
 
 
 def user_cache() -> Path:

@@ -28,6 +28,11 @@ def check_images(model: ServedModel, images: Images) -> None:
         raise _not_taken(images, wanted)
 
 
+def closed(model: ServedModel) -> UserError:
+    """The session was closed already."""
+    return UserError(f"the session of {model.folder} is closed", remedy="open another")
+
+
 def _not_taken(images: Images, wanted: str) -> UserError:
     return UserError(
         f"images of shape {tuple(images.shape)} and type {images.dtype} do not fit the model",

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from steadyolo.adapters.runtimes.cache import cache_folder
-from steadyolo.adapters.runtimes.inputs import check_images
+from steadyolo.adapters.runtimes.cache import cache_folder, library_cache
+from steadyolo.adapters.runtimes.inputs import check_images, closed
 from steadyolo.errors import UserError
 from steadyolo.serve.served_model import ServedModel
 from steadyolo.serve.service import DeviceFault
@@ -53,6 +53,8 @@ class OnnxRuntimeSession:
     def run(self, images: Images) -> list[Output]:
         """See `Session`."""
         check_images(self._model, images)
+        if self._session is None:
+            raise closed(self._model)
         try:
             return list(self._session.run(None, {self._input: images}))
         except self._faults as error:
@@ -80,16 +82,16 @@ def _provider(model: ServedModel, settings: SessionSettings) -> tuple[str, dict[
         raise UserError(f"no runtime for device {settings.device}", remedy="use cpu, cuda or cuda:N")
     device = {"device_id": int(index or 0)}
     if settings.runtime == "tensorrt":
-        cache = (settings.cache or cache_folder(model)) / model.version / "tensorrt"
-        cache.mkdir(parents=True, exist_ok=True)
+        cache = library_cache((settings.cache or cache_folder(model)) / model.version / "tensorrt")
         is_fp16 = settings.precision != "fp32"
-        options = device | {
-            "trt_fp16_enable": is_fp16,
-            "trt_engine_cache_enable": True,
-            "trt_engine_cache_path": str(cache),
-            "trt_timing_cache_enable": True,
-            "trt_timing_cache_path": str(cache),
-        }
+        options: dict[str, Any] = device | {"trt_fp16_enable": is_fp16}
+        if cache is not None:
+            options |= {
+                "trt_engine_cache_enable": True,
+                "trt_engine_cache_path": str(cache),
+                "trt_timing_cache_enable": True,
+                "trt_timing_cache_path": str(cache),
+            }
         return "TensorrtExecutionProvider", options, "fp16" if is_fp16 else "fp32"
     if settings.precision not in (None, "fp32"):
         raise UserError(

@@ -26,4 +26,6 @@ def open_session(model: ServedModel, settings: SessionSettings) -> Session:
             from steadyolo.adapters.runtimes.onnxruntime import OnnxRuntimeSession
 
             return OnnxRuntimeSession(model, settings)
+        case "torch":
+            raise UserError("torch is the reference, and serves nothing", remedy="use auto, or Detector and detect")
     raise UserError(f"no runtime is called {settings.runtime}", remedy=f"use one of {', '.join(RUNTIMES)}")

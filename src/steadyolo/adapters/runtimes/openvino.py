@@ -7,17 +7,26 @@ import importlib.util
 import io
 import sys
 import types
+from dataclasses import dataclass
 from typing import Any
 
 from steadyolo.adapters.runtimes.cache import CompiledGraphs, cache_folder
-from steadyolo.adapters.runtimes.inputs import check_images
+from steadyolo.adapters.runtimes.inputs import check_images, closed
 from steadyolo.errors import UserError
 from steadyolo.serve.served_model import ServedModel
 from steadyolo.serve.service import DeviceFault
 from steadyolo.serve.session import Images, Output, SessionSettings
 
 PRECISIONS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
+MOST_SHAPES = 24  # that are compiled at once: what is run least goes first
 _NAMES = {theirs: ours for ours, theirs in PRECISIONS.items()}
+
+
+@dataclass(slots=True)
+class _Shape:
+    request: Any
+    mapped: Any
+    num_runs: int = 0
 
 
 class OpenVinoSession:
@@ -35,23 +44,27 @@ class OpenVinoSession:
             self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"),
             sorted(self._properties.items()),
         )
-        self._requests: dict[tuple[int, ...], Any] = {}
-        self._mapped: list[Any] = []  # weights of loaded graphs stay in the mapped file
+        self._shapes: dict[tuple[int, ...], _Shape] = {}
+        self._is_closed = False
         self._precision = settings.precision
 
     @property
     def label(self) -> str:
         """As `openvino cpu bf16`. The precision that the processor chose is known once a shape was compiled."""
-        if self._precision is None and not self._requests:
+        if self._precision is None and not self._shapes:
             self.compile((1, 3, *self._model.shape_px))
         return f"openvino cpu {self._precision}"
 
     def compile(self, shape: tuple[int, ...]) -> None:
         """Make ready for this shape; nothing where it is."""
-        if shape not in self._requests:
+        if self._is_closed:
+            raise closed(self._model)
+        if shape not in self._shapes:
+            if len(self._shapes) >= MOST_SHAPES:  # whoever may send tensors may send any shape
+                del self._shapes[min(self._shapes, key=lambda one: self._shapes[one].num_runs)]
             try:
-                compiled = self._compiled(shape)
-                self._requests[shape] = compiled.create_infer_request()
+                compiled, mapped = self._compiled(shape)
+                self._shapes[shape] = _Shape(compiled.create_infer_request(), mapped)
                 self._precision = _NAMES.get(compiled.get_property("INFERENCE_PRECISION_HINT").to_string(), "unknown")
             except RuntimeError as error:
                 raise _fault(f"cannot compile {self._model.folder} for {shape}", error) from error
@@ -60,7 +73,9 @@ class OpenVinoSession:
         """See `Session`."""
         check_images(self._model, images)
         self.compile(images.shape)
-        request = self._requests[images.shape]
+        shape = self._shapes[images.shape]
+        shape.num_runs += 1
+        request = shape.request
         try:
             request.infer(self._ov.Tensor(images, shared_memory=True), False, False)
             return [tensor.data.copy() for tensor in request.output_tensors]
@@ -69,22 +84,23 @@ class OpenVinoSession:
 
     def close(self) -> None:
         """See `Session`."""
-        self._requests.clear()
-        self._mapped.clear()
+        self._is_closed = True
+        self._shapes.clear()
 
-    def _compiled(self, shape: tuple[int, ...]) -> Any:
+    def _compiled(self, shape: tuple[int, ...]) -> tuple[Any, Any]:
+        """The graph, and what has to stay in memory for as long as it is used."""
         path = self._graphs.path(*self._machine, shape)
         kept = self._graphs.read(path)
         if kept is not None:
-            self._mapped.append(kept)
-            return self._core.import_model(self._ov.Tensor(kept, shared_memory=True), "CPU", self._properties)
+            compiled = self._core.import_model(self._ov.Tensor(kept, shared_memory=True), "CPU", self._properties)
+            return compiled, kept  # its weights stay in the mapped file
         form = "openvino" if "openvino" in self._model.graphs else "onnx"
         graph = self._core.read_model(str(self._model.graph(form)))
         graph.reshape({0: self._ov.PartialShape(list(shape))})
         compiled = self._core.compile_model(graph, "CPU", self._properties)
         exported = compiled.export_model()
         self._graphs.write(path, exported.getbuffer() if isinstance(exported, io.BytesIO) else exported)
-        return compiled
+        return compiled, None
 
 
 def bindings() -> Any:

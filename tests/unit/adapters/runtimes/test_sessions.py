@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from steadyolo.adapters.runtimes import cache, openvino
 from steadyolo.adapters.runtimes.choosing import choose
 from steadyolo.adapters.runtimes.opening import open_session
 from steadyolo.adapters.runtimes.openvino import OpenVinoSession
@@ -28,7 +30,7 @@ RUNTIMES = ("openvino", "onnxruntime")
 def model(served: Served, tmp_path: Path) -> ServedModel:
     """One of its own: what is compiled is kept beside it."""
     folder = tmp_path / "own.served"
-    shutil.copytree(served("detect").folder, folder)
+    shutil.copytree(served("detect").folder, folder, ignore=shutil.ignore_patterns("compiled"))
     return replace(served("detect"), folder=folder)
 
 
@@ -51,6 +53,8 @@ def test_outputs_are_one_anothers_and_the_callers_to_keep(
     np.testing.assert_array_equal(output, kept)
     session.close()
     session.close()
+    with pytest.raises(UserError, match="closed"):
+        session.run(images(*shape))
 
 
 @pytest.mark.parametrize(
@@ -120,6 +124,36 @@ def test_a_folder_that_cannot_be_written_costs_only_time(model: ServedModel, tmp
     assert list((tmp_path / "home").rglob("*.blob")), "the user's own cache is next"
     session = OpenVinoSession(model, SessionSettings(cache=Path("/proc/nowhere")))
     assert session.run(images())[0].shape[0] == 1
+
+
+def test_shapes_are_not_kept_without_end(model: ServedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(openvino, "MOST_SHAPES", 3)
+    session = OpenVinoSession(model, SessionSettings())
+    (expected,) = session.run(images())
+    session.run(images())
+    for width_px in (32, 64, 96, 128):
+        session.run(images(1, 32, width_px))
+    assert len(session._shapes) == 3
+    assert (1, 3, 160, 160) in session._shapes, "what is used most stays"
+    np.testing.assert_array_equal(session.run(images())[0], expected)
+
+
+def test_a_cache_keeps_what_was_used_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache, "LIMIT_BYTES", 250)
+    for number, version in enumerate(("v1", "v1", "v2")):
+        graphs = cache.CompiledGraphs(tmp_path, version)
+        path = graphs.path(number)
+        graphs.write(path, bytes([number]) * 80)
+        os.utime(path, (number, number))
+    assert len(list(tmp_path.rglob("*.blob"))) == 2
+    assert cache.CompiledGraphs(tmp_path, "v1").read(cache.CompiledGraphs(tmp_path, "v1").path(0)) is None
+    kept = cache.CompiledGraphs(tmp_path, "v1").path(1)
+    mapped = cache.CompiledGraphs(tmp_path, "v1").read(kept)  # used: it stays now, and v2's goes
+    assert mapped is not None
+    cache.CompiledGraphs(tmp_path, "v3").write(tmp_path / "v3" / "new.blob", b"3" * 80)
+    assert {path.parent.name for path in tmp_path.rglob("*.blob")} == {"v1", "v3"}
+    kept.unlink()
+    assert mapped.tobytes() == bytes([1]) * 80, "what is in use is not lost with its file"
 
 
 def test_auto_measures_once_and_keeps_what_it_measured(model: ServedModel) -> None:
