@@ -15,12 +15,10 @@ from typing import TYPE_CHECKING
 from steadyolo.serve.resident import resident_bytes
 
 if TYPE_CHECKING:
-    from steadyolo.serve.loaded import CheckGolden, OpenEngine
+    from steadyolo.serve.loaded import OpenEngine
 
 
-def main(
-    open_engine: OpenEngine, check: CheckGolden, arguments: list[str], *, first_before_bytes: int | None = None
-) -> None:
+def main(open_engine: OpenEngine, arguments: list[str], *, first_before_bytes: int | None = None) -> None:
     """Serve the socket with that number, until its other side is closed.
 
     `first_before_bytes` is the memory that was used before the first model was begun with, where that is ahead of time.
@@ -30,7 +28,7 @@ def main(
     os.nice(int(arguments[1]))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal: the front's to answer
     connection = socket.socket(fileno=int(arguments[0]))
-    Worker(connection, open_engine, check, first_before_bytes=first_before_bytes).serve()
+    Worker(connection, open_engine, first_before_bytes=first_before_bytes).serve()
     os._exit(0)  # threads inside libraries are not waited for
 
 
@@ -46,11 +44,9 @@ def _serve(arguments: list[str]) -> None:
         asked = json.loads(arguments[2])
         opened.begin(asked["name"], SessionSettings(**asked["settings"]))
     from steadyolo.serve.engine import Engine
-    from steadyolo.serve.golden import check_golden
 
     main(
         lambda model, settings: Engine(model, opened(model, settings)),
-        check_golden,
         arguments,
         first_before_bytes=before_bytes if is_ahead else None,
     )

@@ -24,12 +24,15 @@ class Entry:
     versions: Versions | None = None  # where new ones come from
     current: ServedModel | None = None
     others: dict[str, ServedModel] = field(default_factory=dict)  # older versions that still answer, by version
-    refused: dict[object, str] = field(default_factory=dict)  # what was wrong with versions that came
+    refused: dict[object, str] = field(default_factory=dict)  # what was wrong with versions that came, by signature
+    num_tries: dict[object, int] = field(default_factory=dict)
+    loading: asyncio.Task[None] | None = None  # on behalf of requests
     is_required: bool = True
     is_resident: bool = True
     used_at_s: float = 0.0
     why: str = ""
     failed: str = ""
+    unseen: str = ""  # why it is not known now whether there is a newer version
     num_swaps: int = 0
     changing: asyncio.Lock = field(default_factory=asyncio.Lock)
 
@@ -74,7 +77,7 @@ class Entry:
             session=str(answering.loaded[key]["session"]) if answering and key else None,
             is_required=self.is_required,
             num_bytes=self.num_bytes(slots) if answering else 0,
-            why=self.failed or out or self.why,
+            why=self.failed or out or self.why or self.unseen,
         )
 
 

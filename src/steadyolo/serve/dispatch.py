@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from steadyolo.serve.admission import Admission
-from steadyolo.serve.requests import Request, lost
+from steadyolo.serve.requests import Request, lost, replaced
 from steadyolo.serve.service import BadImage, Overloaded
 from steadyolo.serve.slot import Slot
 from steadyolo.serve.wire import Message
@@ -45,8 +45,10 @@ class Dispatcher:
         return self._num_open
 
     def is_used(self, key: str) -> bool:
-        """Does any worker still compute with that engine?"""
-        return any(request.key == key for slot in self._slots for request in slot.outstanding.values())
+        """Is anything that was accepted still to be computed with that engine?"""
+        return any(request.key == key for slot in self._slots for request in slot.outstanding.values()) or any(
+            self._route(request.name, request.version) == key for request in self._queue
+        )
 
     async def ask(
         self, name: str, version: str | None, kind: str, asked: dict[str, Any], body: Any, *, timeout_s: float
@@ -78,9 +80,13 @@ class Dispatcher:
             return
         for request in list(self._queue):
             key = self._route(request.name, request.version)
-            able = self.able(key) if key else []
+            if key is None:
+                self._queue.remove(request)
+                request.refuse(replaced(request.name, request.version))
+                continue
+            able = self.able(key)
             free = [slot for slot in able if slot.has_room(request)]
-            if free and key:
+            if free:
                 self._queue.remove(request)
                 min(free, key=lambda slot: len(slot.outstanding)).send(request, key)
             elif request.num_losses and able:

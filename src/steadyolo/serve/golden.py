@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -27,34 +28,54 @@ _SHARES = {"scores", "probabilities", "visibilities"}  # what is between 0 and 1
 Picture = NDArray[np.uint8]  # (height, width, 3), RGB
 
 
-def golden_images(model: ServedModel) -> Images:
-    """The golden picture as the graph takes it: (1, 3, height, width)."""
-    picture = read_png((model.folder / PICTURE).read_bytes())
-    return as_images(picture)
-
-
 def as_images(*pictures: Picture) -> Images:
     """Pictures of one shape as a graph takes them. Shapes: (H, W, 3) in, (N, 3, H, W) out."""
     return np.ascontiguousarray(np.stack(pictures).transpose(0, 3, 1, 2), np.float32) / np.float32(255)
 
 
-def check_golden(session: Session, model: ServedModel) -> None:
-    """Raises: DeviceFault where the session does not answer to the golden picture as the source model did."""
-    check_answer(session.run(golden_images(model)), model, label=session.label)
+class Golden:
+    """The golden picture and its answer, in memory: the files of a model may go, or be replaced, while it is served."""
 
+    def __init__(self, model: ServedModel) -> None:
+        self.picture = read_png((model.folder / PICTURE).read_bytes())
+        self._model, self._layout = model, Layout.of(model)
+        try:
+            with np.load(model.folder / ANSWER) as stored:
+                self._expected: Parts = {name: stored[name] for name in stored.files if not name.startswith(_ROWS)}
+                self._rows = {name.removeprefix(_ROWS): stored[name] for name in stored.files if name.startswith(_ROWS)}
+        except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            raise DataLoss(f"{ANSWER} is not what was exported: {error}", remedy="export the model again") from None
 
-def check_answer(outputs: Sequence[Output], model: ServedModel, *, label: str) -> None:
-    """The same for outputs that are there. `label` names what computed them.
+    @property
+    def images(self) -> Images:
+        """The picture as the graph takes it. Shapes: (1, 3, height, width)."""
+        return as_images(self.picture)
 
-    What rounding to bfloat16 does to this model was measured when it was exported; some times that is allowed. It is
-    far less than what a wrong weight, a permuted or an old answer does (docs/adr/0017).
-    """
-    if wrong := beyond(golden_differences(outputs, model), model.comparison):
-        told = ", ".join(f"{name} differ by {value:.2g}" for name, value in wrong.items())
-        raise DeviceFault(
-            f"{label} answers wrongly to the golden picture of {model.name}: {told} (1 is as much as they vary)",
-            remedy="take this device out: let another one answer, and restart its process",
-        )
+    def check(self, session: Session) -> None:
+        """Raises: DeviceFault where the session does not answer to the golden picture as the source model did.
+
+        What rounding to bfloat16 does to this model was measured when it was exported; some times that is allowed. It
+        is far less than what a wrong weight, a permuted or an old answer does (docs/adr/0017).
+        """
+        if wrong := beyond(self.differences(session.run(self.images)), self._model.comparison):
+            told = ", ".join(f"{name} differ by {value:.2g}" for name, value in wrong.items())
+            raise DeviceFault(
+                f"{session.label} answers wrongly to the golden picture of {self._model.name}: {told} "
+                "(1 is as much as they vary)",
+                remedy="take this device out: let another one answer, and restart its process",
+            )
+
+    def differences(self, outputs: Sequence[Output]) -> dict[str, float]:
+        """How far outputs are from the golden answer, by part; 1 is as much as the answer itself varies."""
+        expected = self._expected
+        try:
+            whole = self._layout.parts(outputs)
+            given = {name: whole[name][:, self._rows[name]] for name in expected}
+            if any(len(whole[name]) != 1 or given[name].shape != part.shape for name, part in expected.items()):
+                raise ValueError("another shape")
+        except (ValueError, IndexError, KeyError):
+            return dict.fromkeys(expected, _MOST)
+        return differences(expected, given, self._layout)
 
 
 def beyond(differences: Mapping[str, float], measured: Mapping[str, float]) -> dict[str, float]:
@@ -66,28 +87,8 @@ def beyond(differences: Mapping[str, float], measured: Mapping[str, float]) -> d
     }
 
 
-def golden_differences(outputs: Sequence[Output], model: ServedModel) -> dict[str, float]:
-    """How far outputs are from the golden answer, by part; 1 is as much as the answer itself varies."""
-    with np.load(model.folder / ANSWER) as stored:
-        expected: Parts = {name: stored[name] for name in stored.files if not name.startswith(_ROWS)}
-        rows = {name.removeprefix(_ROWS): stored[name] for name in stored.files if name.startswith(_ROWS)}
-    layout = Layout.of(model)
-    try:
-        whole = layout.parts(outputs)
-        given = {name: whole[name][:, rows[name]] for name in expected}
-        if any(len(whole[name]) != 1 or given[name].shape != part.shape for name, part in expected.items()):
-            raise ValueError("another shape")
-    except (ValueError, IndexError, KeyError):
-        return dict.fromkeys(expected, _MOST)
-    if layout.is_end_to_end:
-        expected, given = same_objects(expected, given)
-    return {
-        name: _difference(name, part, given[name], is_corners=layout.is_end_to_end) for name, part in expected.items()
-    }
-
-
 def differences(expected: Parts, given: Parts, layout: Layout) -> dict[str, float]:
-    """The same for two whole answers to one picture."""
+    """How far one answer to a picture is from another, by part; 1 is as much as `expected` itself varies."""
     if layout.is_end_to_end:
         expected, given = same_objects(expected, given)
     return {

@@ -12,8 +12,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from steadyolo.errors import DataLoss, SteadyError
 from steadyolo.serve import pictures
-from steadyolo.serve.golden import PICTURE
+from steadyolo.serve.golden import Golden
 from steadyolo.serve.place import LoadSettings
 from steadyolo.serve.served_model import ServedModel, open_served
 from steadyolo.serve.service import DetectOptions
@@ -48,9 +49,6 @@ class OpenEngine(Protocol):
     def __call__(self, model: ServedModel, settings: SessionSettings) -> Engine: ...
 
 
-CheckGolden = Callable[[Session, ServedModel], None]  # raises DeviceFault where the answer is wrong
-
-
 @dataclass(slots=True)
 class Loaded:
     """An engine that answers, and what was measured of it."""
@@ -59,8 +57,8 @@ class Loaded:
     model: ServedModel
     engine: Engine
     settings: LoadSettings
-    check: CheckGolden
-    golden: bytes  # the golden picture, as a JPEG: what most requests are
+    golden: Golden
+    jpeg: bytes  # the golden picture as most requests are
     warmth: dict[int, Warmth] = field(default_factory=dict)  # by batch size, in the full shape
     buckets: tuple[int, ...] = (1,)
     num_bytes: int = 0  # that the process grew by
@@ -97,14 +95,14 @@ class Loaded:
     def refresh(self, run: Run) -> None:
         """Once through the whole path with the golden image. Raises: DeviceFault for a wrong answer."""
         if self.settings.check:
-            run(lambda: self.check(self.engine.session, self.model))
+            run(lambda: self.golden.check(self.engine.session))
         if self.settings.warm_up:
             for shape_px in self.engine.shapes_px[1:]:  # the first was just run
                 self._pass(run, 1, shape_px, DetectOptions())
         self.checked_s = time.monotonic()
 
     def _pass(self, run: Run, num_images: int, shape_px: Shape, options: DetectOptions) -> None:
-        prepared = self.engine.prepare(self.engine.decode(self.golden), shape_px)
+        prepared = self.engine.prepare(self.engine.decode(self.jpeg), shape_px)
         images = np.stack([prepared.image] * num_images)
         outputs = run(lambda: self.engine.session.run(images))
         self.engine.finish([output[:1] for output in outputs], prepared, options).summary()
@@ -125,33 +123,38 @@ class Loaded:
 def load(
     key: str,
     folder: Path,
+    version: str,
     session: SessionSettings,
     settings: LoadSettings,
     open_engine: OpenEngine,
-    check: CheckGolden,
 ) -> Loaded:
     """Opened, and right about its golden image; not warm yet.
 
-    Raises: UserError, DataLoss for a model that is not whole; DeviceFault for one that answers wrongly.
+    Raises: UserError, DataLoss for a model that is not whole, or not of that version any more; DeviceFault for one
+    that answers wrongly.
     """
     model = open_served(folder, verify=False)
+    if model.version != version:
+        raise DataLoss(
+            f"{folder} was replaced: it holds version {model.version}, and {version} is wanted",
+            remedy="load the model again to serve what is there now",
+        )
     verifying = Verifying(model) if settings.verify else None
-    golden = pictures.as_jpeg(_as_taken(pictures.decode((folder / PICTURE).read_bytes())))
-    engine = open_engine(model, session)
+    golden = Golden(model)
+    jpeg = pictures.as_jpeg(_as_taken(golden.picture[..., ::-1]))
+    try:
+        engine = open_engine(model, session)
+    except SteadyError:
+        if verifying is not None:
+            verifying.finish()
+        raise
     if settings.tight_shapes:
         engine.shapes_px = shapes_of(model)
     if verifying is not None:
         verifying.finish()  # before its answer is judged: a changed file is told as what it is
     if settings.check:
-        check(engine.session, model)
-    return Loaded(
-        key=key,
-        model=model,
-        engine=engine,
-        settings=settings,
-        check=check,
-        golden=golden,
-    )
+        golden.check(engine.session)
+    return Loaded(key=key, model=model, engine=engine, settings=settings, golden=golden, jpeg=jpeg)
 
 
 def _as_taken(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -59,6 +59,11 @@ def error_of(message: Message) -> SteadyError:
     return _ERRORS.get(kind, SteadyError)(text, remedy=remedy)
 
 
+def replaced(name: str, version: str | None) -> NoSuchModel:
+    """That version is not here, or no more."""
+    return NoSuchModel(f"{name} has no version {version!r} here", remedy="leave the version out, or use a loaded one")
+
+
 def lost(why: str) -> Lost:
     """The worker had it, and is gone or late."""
     return Lost(f"the worker did not answer: {why}", retry_after_s=_SOON_S)

@@ -18,7 +18,7 @@ from steadyolo.serve.admission import Pace
 from steadyolo.serve.place import Place
 from steadyolo.serve.requests import Request, error_of, lost
 from steadyolo.serve.served_model import ServedModel
-from steadyolo.serve.service import DetectOptions
+from steadyolo.serve.service import DetectOptions, DeviceFault
 from steadyolo.serve.spawning import Spawned
 from steadyolo.serve.wire import Message
 
@@ -26,6 +26,7 @@ _BEAT_S = 0.1  # as workers do
 _START_LIMIT_S = 120.0  # for importing its runtime
 _END_LIMIT_S = 2.0
 _REHEARSAL_LIMIT_S = 60.0
+_NUM_LOSSES = 2  # a model that two workers ended with gets no third
 _USUAL = asdict(DetectOptions())
 _HEALTHY_S = 30.0  # after which a worker's earlier ends do not count
 _log = logging.getLogger(__name__)
@@ -45,6 +46,16 @@ class _Wanted:
     why: str = ""
     golden: bytes = b""  # its golden picture, as a JPEG
     used_s: float = 0.0
+    num_losses: int = 0  # workers that ended while they loaded it
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """A load or an unload under way."""
+
+    key: str
+    done: asyncio.Future[dict[str, Any]]
+    is_load: bool
 
 
 class Slot:
@@ -59,7 +70,7 @@ class Slot:
         self.outstanding: dict[int, Request] = {}
         self._on_change, self._on_loss = on_change, on_loss
         self._wanted: dict[str, _Wanted] = {}
-        self._asked: dict[int, tuple[str, asyncio.Future[dict[str, Any]]]] = {}  # loads and unloads
+        self._asked: dict[int, _Asked] = {}
         self._rehearsals: dict[int, asyncio.Future[dict[str, Any]]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._writer: asyncio.StreamWriter | None = None
@@ -101,10 +112,11 @@ class Slot:
         Raises: UserError, DataLoss, DeviceFault for a model that is refused.
         """
         wanted = self._wanted.get(key)
-        if wanted is None:
+        if wanted is None or (wanted.done.done() and wanted.done.exception()):
             session = {**asdict(self.place.session), "device": spawning.device_inside(self.place.device)}
             session["cache"] = str(session["cache"]) if session["cache"] else None
-            message = {"key": key, "folder": str(model.folder), "session": session}
+            folder = str(model.folder.resolve())  # a link may lead elsewhere when it is loaded again
+            message = {"key": key, "folder": folder, "version": model.version, "session": session}
             message["settings"] = asdict(self.place.load)
             wanted = _Wanted(message, asyncio.get_running_loop().create_future())
             self._wanted[key] = wanted
@@ -113,14 +125,12 @@ class Slot:
         return await asyncio.shield(wanted.done)
 
     async def drop(self, key: str) -> None:
-        """Give its memory back."""
-        self._wanted.pop(key, None)
-        if self.loaded.pop(key, None) is not None and self._writer:
-            number, done = next(_numbers), asyncio.get_running_loop().create_future()
-            self._asked[number] = (key, done)
-            self._send(Message({"kind": "unload", "number": number, "key": key}))
+        """Give its memory back; where it is only being loaded, when it is."""
+        if (wanted := self._wanted.pop(key, None)) is not None:
+            _fulfil(wanted.done, {})
+        if self.loaded.pop(key, None) is not None:
             with suppress(SteadyError):
-                await done
+                await self._unload(key)
 
     def why(self, key: str) -> str:
         """What keeps it from being warm here; empty where nothing does."""
@@ -206,21 +216,47 @@ class Slot:
         self.pace.stops()
         self.num_bytes = 0
         losses, self.outstanding = list(self.outstanding.values()), {}
-        asked, self._asked = self._asked, {}
+        asked, self._asked = list(self._asked.values()), {}
         rehearsals, self._rehearsals = self._rehearsals, {}
         for done in rehearsals.values():
             _fulfil(done, {})
-        for key, done in asked.values():
-            if key not in self._wanted or not self.place.is_restarted or self._is_ending:
-                _fail(done, lost(why))
+        if self._is_heard and not self._is_ending:
+            self._blame(next((one.key for one in asked if one.is_load), None), why)
+        for one in asked:
+            is_again = one.is_load and one.key in self._wanted and self.place.is_restarted and not self._is_ending
+            if not is_again:
+                _fail(one.done, lost(why))
         for wanted in self._wanted.values():
             wanted.why = why
         self._on_loss(losses)
         self._on_change()
 
+    def _blame(self, key: str | None, why: str) -> None:
+        """The worker ended while it loaded that one: a model that does this again and again takes the others along."""
+        wanted = self._wanted.get(key) if key is not None else None
+        if key is None or wanted is None or wanted.was_warm or not self.place.is_restarted:
+            return
+        wanted.num_losses += 1
+        if wanted.num_losses >= _NUM_LOSSES:
+            del self._wanted[key]
+            remedy = "export the model again; if it stays, report it"
+            _fail(
+                wanted.done,
+                DeviceFault(f"{wanted.num_losses} workers ended while they loaded it: {why}", remedy=remedy),
+            )
+
+    def _unload(self, key: str) -> asyncio.Future[dict[str, Any]]:
+        number, done = next(_numbers), asyncio.get_running_loop().create_future()
+        if self._writer:
+            self._asked[number] = _Asked(key, done, is_load=False)
+            self._send(Message({"kind": "unload", "number": number, "key": key}))
+        else:
+            _fulfil(done, {})  # with the worker that had it
+        return done
+
     def _load(self, key: str, wanted: _Wanted, *, is_verified: bool = False) -> None:
         number = next(_numbers)
-        self._asked[number] = (key, wanted.done)
+        self._asked[number] = _Asked(key, wanted.done, is_load=True)
         message = {"kind": "load", "number": number, **wanted.message}
         if is_verified:
             message["settings"] = {**message["settings"], "verify": False}
@@ -247,7 +283,7 @@ class Slot:
                 if header["key"] in self.loaded:
                     self.loaded[header["key"]] = header
             case "reply" | "error" if header["number"] in self._asked:
-                self._settle_load(*self._asked.pop(header["number"]), message)
+                self._settle_load(self._asked.pop(header["number"]), message)
             case "reply" | "error" if header["number"] in self._rehearsals:
                 _fulfil(self._rehearsals.pop(header["number"]), header)
             case "reply" | "error":
@@ -257,11 +293,15 @@ class Slot:
                     request.settle(message)
                 self._on_change()
 
-    def _settle_load(self, key: str, done: asyncio.Future[dict[str, Any]], message: Message) -> None:
-        wanted = self._wanted.get(key)
+    def _settle_load(self, asked: _Asked, message: Message) -> None:
+        key, wanted = asked.key, self._wanted.get(asked.key)
+        if not asked.is_load:
+            _fulfil(asked.done, message.header)
+            return
         self.warming.discard(key)
-        if wanted is None or wanted.done is not done:  # an unload, or a load that nobody wants any more
-            _fulfil(done, message.header)
+        if wanted is None or wanted.done is not asked.done:
+            if wanted is None and message.kind == "reply":  # nobody wants it any more
+                self._unload(key)
         elif message.kind == "reply":
             wanted.golden = bytes(message.body)
             task = asyncio.get_running_loop().create_task(self._open(key, wanted, message.header))
@@ -269,16 +309,23 @@ class Slot:
             task.add_done_callback(self._tasks.discard)
         else:
             error = error_of(message)
+            if wanted.was_warm and isinstance(error, DeviceFault):
+                self.kill(error.message)  # the model was right before: the device is not, and may be in a fresh process
+            elif wanted.was_warm:  # it is not what it was: whoever wants it is told
+                wanted.was_warm, wanted.done = False, asyncio.get_running_loop().create_future()
             wanted.why = error.message
-            if wanted.was_warm:  # it was right before: the device is not, and may be in a fresh process
-                self.kill(error.message)
-            _fail(done, error)
+            _fail(wanted.done, error)
 
     async def _open(self, key: str, wanted: _Wanted, told: dict[str, Any]) -> None:
         """The worker is warm; now the way to it and back."""
+        writer = self._writer
         if self.place.load.warm_up:
             await self._rehearse(key, wanted)
-        if self._writer and self._wanted.get(key) is wanted:
+        if writer is None or self._writer is not writer:
+            return  # that worker is gone; the next one loads it anew
+        if self._wanted.get(key) is None:  # nobody wants it any more
+            self._unload(key)
+        elif self._wanted[key] is wanted:
             self.loaded[key], wanted.was_warm, wanted.why = told, True, ""
             wanted.used_s = time.monotonic()
             _fulfil(wanted.done, told)
@@ -287,6 +334,8 @@ class Slot:
     async def _rehearse(self, key: str, wanted: _Wanted) -> None:
         """The golden picture, as if it were a request; real ones go first."""
         wanted.used_s = time.monotonic()
+        if not self._writer:
+            return
         number, done = next(_numbers), asyncio.get_running_loop().create_future()
         self._rehearsals[number] = done
         self.num_rehearsals += 1

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -15,18 +16,19 @@ from steadyolo.errors import SteadyError, UserError
 from steadyolo.plan.residency import Resident, plan_room, plan_start
 from steadyolo.serve.catalogue import Catalogue, Entry
 from steadyolo.serve.dispatch import Dispatcher
-from steadyolo.serve.requests import Request
+from steadyolo.serve.requests import Request, replaced
 from steadyolo.serve.served_model import ServedModel
-from steadyolo.serve.service import Answer, DetectOptions, Figures, NoSuchModel, NotReady, Readiness, Tensor
+from steadyolo.serve.service import Answer, DetectOptions, Figures, NotReady, Readiness, Tensor
 from steadyolo.serve.settings import ServedName, ServeSettings
 from steadyolo.serve.slot import Slot
 from steadyolo.serve.spawning import Spawned
-from steadyolo.serve.swapping import bring, swap
-from steadyolo.serve.watching import FolderVersions, FoundVersions, Versions
+from steadyolo.serve.swapping import bring, retire, swap
+from steadyolo.serve.watching import FolderVersions, FoundVersions, IsRefused, Versions, signature
 from steadyolo.serve.wire import Message
 
 _RETRY_S = 1.0
 _NUMBER_BYTES = 4  # of FP32
+_log = logging.getLogger(__name__)
 
 
 class WarmService:
@@ -45,6 +47,7 @@ class WarmService:
         self._slots = [Slot(place, self._pump, self._lose) for place in settings.places()]
         self._dispatch = Dispatcher(self._slots, self._catalogue.route, settings.admission)
         self._tasks: set[asyncio.Task[None]] = set()
+        self._changing = asyncio.Lock()  # loads and unloads, each of which may unload others
         self._is_draining = False
 
     async def start(self) -> None:
@@ -95,12 +98,7 @@ class WarmService:
     def readiness(self) -> Readiness:
         models = tuple(entry.status(self._slots) for entry in self._catalogue.entries.values())
         is_ready = all(model.state == "ready" for model in models if model.is_required)
-        is_failed = any(model.state == "failed" for model in models)
-        return Readiness(
-            is_ready=is_ready and not is_failed and not self._is_draining,
-            models=models,
-            is_draining=self._is_draining,
-        )
+        return Readiness(is_ready=is_ready and not self._is_draining, models=models, is_draining=self._is_draining)
 
     def figures(self) -> Figures:
         entries = self._catalogue.entries.values()
@@ -121,27 +119,25 @@ class WarmService:
 
     async def load(self, name: str) -> None:
         entry = self._catalogue.entry(name)
-        async with entry.changing:
-            if entry.is_resident and not entry.failed:
-                return
-            entry.failed = ""
-            await self._look(entry)
-            for other in plan_room(
-                [self._resident(one) for one in self._catalogue.entries.values() if one.is_resident],
-                self._resident(entry),
-                budget_bytes=self._settings.budget_bytes,
-            ):
-                await self.unload(other)
-            entry.is_resident = True
+        async with self._changing, entry.changing:
+            if not entry.is_resident or entry.failed or not self._is_expected(entry):
+                before = entry.key()
+                await self._look(entry)
+                if entry.current is None:
+                    raise NotReady(f"{name} has no version yet", retry_after_s=_RETRY_S)
+                if before and before != entry.key():
+                    await retire(before, self._slots, self._dispatch)
+                await self._make_room(entry)
+                entry.failed, entry.is_resident = "", True
             await bring(entry, self._slots, self._settings.budget_bytes)
             if entry.failed:
                 raise UserError(entry.failed, remedy="repair the model, and load it again")
+            entry.is_required, entry.why = True, ""
 
     async def unload(self, name: str) -> None:
         entry = self._catalogue.entry(name)
-        entry.is_resident, entry.is_required = False, False
-        if key := entry.key():
-            await asyncio.gather(*(slot.drop(key) for slot in self._slots))
+        async with self._changing:
+            await self._retire(entry)
 
     async def drain(self, timeout_s: float) -> None:
         self._is_draining = True
@@ -162,20 +158,29 @@ class WarmService:
             raise NotReady("the service is ending", retry_after_s=_RETRY_S)
         entry = self._catalogue.entry(name)
         entry.used_at_s = time.monotonic()
-        if not entry.is_resident and self._settings.load_on_request:
-            begun_s = time.monotonic()
-            with suppress(TimeoutError):
-                await asyncio.wait_for(asyncio.shield(self.load(name)), timeout_s)
-            timeout_s -= time.monotonic() - begun_s
+        if not entry.is_resident and not entry.failed and self._settings.load_on_request:
+            timeout_s -= await self._load_for_request(entry, timeout_s)
         key = entry.key(version)
         if version is not None and key is None and entry.current:
-            raise NoSuchModel(
-                f"{name} has no version {version!r} here", remedy="leave the version out, or use a loaded one"
-            )
-        if not entry.is_resident or key is None or not any(slot.is_expected(key) for slot in self._slots):
+            raise replaced(name, version)
+        if not entry.is_resident or key is None or not self._is_expected(entry, version):
             status = entry.status(self._slots)
             raise NotReady(f"{name} is {status.state}: {status.why or 'not warm yet'}", retry_after_s=_RETRY_S)
         return await self._dispatch.ask(name, version, kind, asked, body, timeout_s=timeout_s)
+
+    async def _load_for_request(self, entry: Entry, timeout_s: float) -> float:
+        """All requests wait for one load, at most so long; returns how long this one did."""
+        begun_s = time.monotonic()
+        if entry.loading is None or entry.loading.done():
+            entry.loading = self._spawn(self.load(entry.asked.name))
+        done, _ = await asyncio.wait([entry.loading], timeout=timeout_s)
+        if done and not entry.loading.cancelled() and isinstance(error := entry.loading.exception(), SteadyError):
+            raise NotReady(f"{entry.asked.name} cannot be loaded: {error.message}", retry_after_s=_RETRY_S)
+        return time.monotonic() - begun_s
+
+    def _is_expected(self, entry: Entry, version: str | None = None) -> bool:
+        key = entry.key(version)
+        return key is not None and any(slot.is_expected(key) for slot in self._slots)
 
     def _pump(self) -> None:
         self._dispatch.pump()
@@ -191,9 +196,10 @@ class WarmService:
         if entry.asked.is_watched and entry.versions is None:
             is_far = "://" in source
             entry.versions = FoundVersions(source, self._find) if is_far else FolderVersions(Path(source))
-        if entry.current is None:
-            find = entry.versions.newest if entry.versions else lambda: self._find(source)
-            entry.current = await asyncio.to_thread(find)
+        if (versions := entry.versions) is not None:
+            entry.current = await asyncio.to_thread(versions.newest, _is_refused_by(entry))
+        else:
+            entry.current = await asyncio.to_thread(self._find, source)
 
     def _choose(self, entries: Sequence[Entry]) -> None:
         there = [entry for entry in entries if entry.current]
@@ -215,25 +221,41 @@ class WarmService:
                 await self._bring_within(entry, self._settings.budget_bytes)
         for entry in ordered:
             if entry.versions:
+                if entry.failed and entry.current:
+                    with suppress(OSError):
+                        entry.refused[signature(entry.current)] = entry.failed
                 self._spawn(self._watch(entry, entry.versions))
 
     async def _bring_within(self, entry: Entry, budget_bytes: int) -> None:
-        others = [
-            one for one in self._catalogue.entries.values() if one is not entry and one.is_resident and one.current
-        ]
-        left_bytes = budget_bytes - sum(one.num_bytes(self._slots) for one in others if one.is_loaded(self._slots))
+        left_bytes = budget_bytes - self._others_bytes(entry)
         if entry.num_bytes(self._slots) <= left_bytes:
             await bring(entry, self._slots, budget_bytes)
         if entry.num_bytes(self._slots) > left_bytes and not entry.failed:
-            await self.unload(entry.asked.name)
             entry.why = "left out: the memory budget is used up"
+            await self.unload(entry.asked.name)
+
+    def _others_bytes(self, entry: Entry) -> int:
+        """What the other models have in memory."""
+        others = [one for one in self._catalogue.entries.values() if one is not entry and one.is_resident]
+        return sum(one.num_bytes(self._slots) for one in others if one.is_loaded(self._slots))
+
+    async def _make_room(self, entry: Entry) -> None:
+        residents = [self._resident(one) for one in self._catalogue.entries.values() if one.is_resident]
+        for name in plan_room(residents, self._resident(entry), budget_bytes=self._settings.budget_bytes):
+            await self._retire(self._catalogue.entry(name))
+
+    async def _retire(self, entry: Entry) -> None:
+        """Nothing more is accepted for it; what was is answered."""
+        entry.is_resident, entry.is_required = False, False
+        async with entry.changing:
+            if key := entry.key():
+                await retire(key, self._slots, self._dispatch)
 
     async def _load_from_afar(self, entry: Entry) -> None:
         try:
             await self._look(entry)
-        except SteadyError as error:
-            entry.failed = error.message
-            return
+        except (SteadyError, OSError) as error:
+            entry.failed = _text_of(error)
         await self._load_all([entry])
 
     async def _watch(self, entry: Entry, versions: Versions) -> None:
@@ -241,16 +263,21 @@ class WarmService:
         while True:
             await asyncio.sleep(self._settings.poll_s)
             try:
-                newest = await asyncio.to_thread(versions.newest)
-            except SteadyError as error:
-                entry.why = error.message
-                continue
-            if newest and (entry.current is None or newest.version != entry.current.version):
-                async with entry.changing:
-                    if not entry.is_resident:
-                        entry.current = newest  # for when it is loaded
-                        continue
-                    await swap(entry, newest, self._slots, self._dispatch, self._settings)
+                newest = await asyncio.to_thread(versions.newest, _is_refused_by(entry))
+                entry.unseen = ""
+                if newest and (entry.failed or entry.current is None or newest.version != entry.current.version):
+                    await self._swap(entry, newest)
+            except (SteadyError, OSError) as error:
+                entry.unseen = _text_of(error)
+
+    async def _swap(self, entry: Entry, newest: ServedModel) -> None:
+        async with entry.changing:
+            if not entry.is_resident:
+                entry.current = newest  # for when it is loaded
+                return
+            budget_bytes = self._settings.budget_bytes
+            room_bytes = None if budget_bytes is None else budget_bytes - self._others_bytes(entry)
+            await swap(entry, newest, self._slots, self._dispatch, room_bytes=room_bytes)
 
     def _resident(self, entry: Entry) -> Resident:
         return Resident(
@@ -261,7 +288,23 @@ class WarmService:
             used_at_s=entry.used_at_s,
         )
 
-    def _spawn(self, work: Any) -> None:
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._is_over)
+        return task
+
+    def _is_over(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _log.error(
+                "%s ended: %s", task.get_name(), error, exc_info=None if isinstance(error, SteadyError) else error
+            )
+
+
+def _is_refused_by(entry: Entry) -> IsRefused:
+    return lambda model: signature(model) in entry.refused
+
+
+def _text_of(error: SteadyError | OSError) -> str:
+    return error.message if isinstance(error, SteadyError) else str(error)

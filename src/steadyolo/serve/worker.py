@@ -20,7 +20,7 @@ from steadyolo.errors import SteadyError, Transient, UserError
 from steadyolo.serve import pictures, wire
 from steadyolo.serve.gently import gently
 from steadyolo.serve.lane import Lane
-from steadyolo.serve.loaded import CheckGolden, Loaded, OpenEngine, load
+from steadyolo.serve.loaded import Loaded, OpenEngine, load
 from steadyolo.serve.overdue import Calls
 from steadyolo.serve.place import LoadSettings
 from steadyolo.serve.resident import resident_bytes
@@ -69,11 +69,10 @@ class Worker:
         self,
         connection: socket.socket,
         open_engine: OpenEngine,
-        check: CheckGolden,
         *,
         first_before_bytes: int | None = None,
     ) -> None:
-        self._connection, self._open_engine, self._check = connection, open_engine, check
+        self._connection, self._open_engine = connection, open_engine
         self._first_before_bytes = first_before_bytes  # memory in use before the first model was begun with
         self._sending = threading.Lock()
         self._loaded: dict[str, Loaded] = {}
@@ -129,10 +128,10 @@ class Worker:
                     loaded = load(
                         key,
                         Path(asked["folder"]),
+                        asked["version"],
                         SessionSettings(**session),
                         LoadSettings(**asked["settings"]),
                         self._open_engine,
-                        self._check,
                     )
             except DeviceFault as error:  # of this model or of the device: the front knows which
                 self._refuse(asked["number"], error)
@@ -142,8 +141,11 @@ class Worker:
                 loaded.warm_up(partial(self._rehearse, loaded))
         loaded.num_bytes = max(0, resident_bytes() - before_bytes)
         loaded.load_s = time.monotonic() - begun_s
+        before = self._loaded.get(key)
         self._loaded[key] = loaded
-        self._tell("reply", loaded.golden, number=asked["number"], **loaded.told())
+        if before is not None:  # given up and wanted again before it was there
+            self._lane.between(before.engine.session.close)
+        self._tell("reply", loaded.jpeg, number=asked["number"], **loaded.told())
         if loaded.settings.warm_up and loaded.settings.max_batch > 1 and loaded.model.is_dynamic:
             self._loader.submit(self._grow, loaded)
 
@@ -158,7 +160,8 @@ class Worker:
             size *= 2
 
     def _unload(self, number: int, loaded: Loaded) -> None:
-        self._loaded.pop(loaded.key, None)
+        if self._loaded.get(loaded.key) is loaded:
+            del self._loaded[loaded.key]
         self._lane.between(loaded.engine.session.close)
         self._tell("reply", number=number)
 
@@ -168,7 +171,7 @@ class Worker:
         self._begin(
             Job(
                 loaded,
-                loaded.golden,
+                loaded.jpeg,
                 DetectOptions(),
                 told=lambda _told, _body: done.set_result(None),
                 refused=done.set_exception,

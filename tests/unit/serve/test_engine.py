@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -17,13 +18,14 @@ from steadyolo.serve.engine import Engine
 from steadyolo.serve.letterbox import tightest_shape
 from steadyolo.serve.served_model import ServedModel
 from steadyolo.serve.service import DetectOptions
-from steadyolo.serve.session import SessionSettings
+from steadyolo.serve.session import Session, SessionSettings
 
 TOLERANCE_PX = 0.01  # of boxes, corners and keypoints
 MASK_TOLERANCE_SHARE = 2e-3  # of a mask's pixels: where a logit is 0 within rounding
 SIZES = ((120, 160), (331, 97), (53, 640), (1, 1), (700, 2), (161, 159))
 
 _PREDICTORS: dict[str, Any] = {}
+_SESSIONS: dict[Path, Session] = {}
 
 Served = Callable[..., ServedModel]
 
@@ -72,8 +74,9 @@ def theirs(model: ServedModel, image: np.ndarray, **options: Any) -> Any:
 def ours(model: ServedModel, image: np.ndarray, **options: Any) -> Any:
     full = model.shape_px
     shapes = (full, tightest_shape(image.shape[:2], full, model.stride_px)) if model.is_dynamic else (full,)
-    session = open_session(model, SessionSettings(runtime="onnxruntime"))
-    return Engine(model, session, shapes_px=shapes).detect(image, DetectOptions(**options))
+    if model.folder not in _SESSIONS:
+        _SESSIONS[model.folder] = open_session(model, SessionSettings(runtime="onnxruntime"))
+    return Engine(model, _SESSIONS[model.folder], shapes_px=shapes).detect(image, DetectOptions(**options))
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)

@@ -13,7 +13,7 @@ from onnx import numpy_helper
 from steadyolo.adapters.runtimes.conversion import Run, open_onnx, open_openvino
 from steadyolo.adapters.ultralytics import source_model
 from steadyolo.adapters.ultralytics.export_process import ExportRequest
-from steadyolo.serve.golden import check_golden, golden_images, read_png, write_png
+from steadyolo.serve.golden import Golden, read_png, write_png
 from steadyolo.serve.served_model import ServedModel
 from steadyolo.serve.service import DeviceFault
 from steadyolo.serve.session import Images, Output
@@ -49,10 +49,11 @@ def test_rounding_is_no_fault_and_garbage_is_one(
     task: str, family: str, served: Callable[..., ServedModel], weights: Callable[..., Path], tmp_path: Path
 ) -> None:
     model = served(task, family)
+    golden = Golden(model)
     right = open_onnx(model.graph("onnx"))
     source = source_model.load(ExportRequest(weights=weights(task, family), is_end_to_end=model.is_end_to_end))
     for run in (right, open_openvino(model.graph("openvino")), source_model.rounded_to_bfloat16(source).run):
-        check_golden(Plain(run), model)
+        golden.check(Plain(run))
 
     onnx.save(flipped(model.graph("onnx"), 0), tmp_path / "flipped.onnx")
     garbage: dict[str, Run] = {
@@ -67,19 +68,20 @@ def test_rounding_is_no_fault_and_garbage_is_one(
         garbage["permuted"] = lambda images: [np.roll(one, one.shape[-1] // 3, axis=-1) for one in right(images)]
     for what, run in garbage.items():
         with pytest.raises(DeviceFault, match="golden picture"):
-            check_golden(Plain(run), model)
+            golden.check(Plain(run))
             pytest.fail(f"{what} was taken for right")
 
 
 def test_rows_of_an_end_to_end_model_may_change_places(served: Callable[..., ServedModel]) -> None:
     model = served("detect", "yolo26")
-    (rows,) = open_onnx(model.graph("onnx"))(golden_images(model))
+    golden = Golden(model)
+    (rows,) = open_onnx(model.graph("onnx"))(golden.images)
     order = np.random.default_rng(0).permutation(rows.shape[1])
-    check_golden(Plain(lambda _: [rows[:, order]]), model)
+    golden.check(Plain(lambda _: [rows[:, order]]))
     wrong = rows.copy()
     wrong[0, 0, :4] += 40.0
     with pytest.raises(DeviceFault, match="boxes"):
-        check_golden(Plain(lambda _: [wrong]), model)
+        golden.check(Plain(lambda _: [wrong]))
 
 
 def test_the_picture_is_a_png(served: Callable[..., ServedModel]) -> None:

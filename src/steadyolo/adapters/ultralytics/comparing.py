@@ -84,7 +84,7 @@ def compare(run: Run, tried: Sequence[Trial], source: SourceModel, *, form: str)
 def compare_rounded(
     run: Run, trial: Trial, source: SourceModel, measured: Mapping[str, float], *, form: str
 ) -> dict[str, float]:
-    """The same for a graph that may round as much as sessions may: see `check_golden`. Raises: DataLoss."""
+    """The same for a graph that may round as much as sessions may: see `Golden`. Raises: DataLoss."""
     layout = layout_of(source)
     found = golden.differences(layout.parts(trial.outputs), layout.parts(run(trial.images)), layout)
     if wrong := golden.beyond(found, measured):
@@ -93,7 +93,7 @@ def compare_rounded(
 
 
 def rounding(source: SourceModel, trial: Trial) -> dict[str, float]:
-    """What computing in bfloat16 does to the answer, by part, as `check_golden` measures it."""
+    """What computing in bfloat16 does to the answer, by part, as `Golden` measures it."""
     layout = layout_of(source)
     rounded = rounded_to_bfloat16(source).run(trial.images)
     found = golden.differences(layout.parts(trial.outputs), layout.parts(rounded), layout)
