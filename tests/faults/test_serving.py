@@ -168,7 +168,7 @@ def test_three_times_overload(served: Served, faults: Faults) -> None:
             assert len(load.answers) > len(tasks) / 6
             assert max(refused) <= 0.02
             took = sorted(took_s for _, took_s, _ in load.answers)
-            assert took[int(0.95 * len(took))] <= latency_s * 1.1
+            assert took[int(0.95 * len(took))] <= latency_s * 1.25
             assert took[-1] <= 2 * latency_s  # others, who use the machine too, slow down what was let in already
             assert not again.errors and again.answers[0][1] < 3 * each_s + 0.05
             assert time.monotonic() - over_s < 2
