@@ -18,10 +18,13 @@ Run = Callable[[Images], list[Output]]
 
 
 def write_openvino(onnx: Path, xml: Path) -> None:
-    """Write the graph in `onnx` as OpenVINO's IR: `xml`, and beside it the weights, in fp32, as a `.bin`."""
+    """Write the graph in `onnx` as OpenVINO's IR: `xml`, and beside it the weights, in fp32, as a `.bin`.
+
+    Read as sessions read ONNX: `convert_model` takes seconds for the same, and has a telemetry of its own.
+    """
     import openvino
 
-    openvino.save_model(openvino.convert_model(onnx), xml, compress_to_fp16=False)
+    openvino.save_model(openvino.Core().read_model(onnx), xml, compress_to_fp16=False)
 
 
 def check_engine() -> None:
