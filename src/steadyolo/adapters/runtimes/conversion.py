@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from steadyolo.adapters.runtimes.onnxruntime import library
 from steadyolo.errors import UserError
 from steadyolo.serve.served_model import INPUT
 from steadyolo.serve.session import Images, Output
@@ -29,10 +30,9 @@ def write_openvino(onnx: Path, xml: Path) -> None:
 
 def check_engine() -> None:
     """Raise UserError unless TensorRT engines can be built here."""
-    import onnxruntime
     import torch
 
-    if not torch.cuda.is_available() or _TENSORRT not in onnxruntime.get_available_providers():
+    if not torch.cuda.is_available() or _TENSORRT not in library().get_available_providers():
         lacking = "ONNX Runtime with its TensorRT provider" if torch.cuda.is_available() else "an NVIDIA GPU"
         raise UserError(
             f"format=engine needs {lacking}, which is not here",
@@ -45,8 +45,6 @@ def write_engine(onnx: Path, engine: Path, *, shape_px: tuple[int, int], least_p
 
     It takes up to sixteen images, of `least_px` up to `shape_px` high and wide. Raises: UserError as `check_engine`.
     """
-    import onnxruntime
-
     check_engine()
     sizes = {
         "min": (1, 3, least_px, least_px),
@@ -60,7 +58,7 @@ def write_engine(onnx: Path, engine: Path, *, shape_px: tuple[int, int], least_p
         "trt_ep_context_embed_mode": 1,
     }
     options = {"device_id": 0, **profile, **embedded}
-    onnxruntime.InferenceSession(onnx, providers=[(_TENSORRT, options), "CUDAExecutionProvider"])
+    library().InferenceSession(onnx, providers=[(_TENSORRT, options), "CUDAExecutionProvider"])
 
 
 def open_engine(path: Path) -> Run:
@@ -82,7 +80,5 @@ def open_openvino(path: Path) -> Run:
 
 
 def _run(path: Path, providers: list[str]) -> Run:
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(path, providers=providers)
+    session = library().InferenceSession(path, providers=providers)
     return lambda images: [np.asarray(one) for one in session.run(None, {INPUT: images})]

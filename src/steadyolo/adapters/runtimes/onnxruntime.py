@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from steadyolo.adapters.runtimes.cache import cache_folder, library_cache
@@ -18,8 +19,7 @@ class OnnxRuntimeSession:
     """A `Session` on exactly the provider that was asked for: one that is not there is refused, never replaced."""
 
     def __init__(self, model: ServedModel, settings: SessionSettings) -> None:
-        import onnxruntime
-
+        onnxruntime = library()
         self._model = model
         self._faults = _faults()
         provider, options, self._precision = _provider(model, settings)
@@ -66,6 +66,14 @@ class OnnxRuntimeSession:
     def close(self) -> None:
         """See `Session`."""
         self._session = None
+
+
+def library() -> Any:
+    """ONNX Runtime, which tells nobody that it is used: from 1.32 on it would, unless this is said before it loads."""
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    import onnxruntime
+
+    return onnxruntime
 
 
 def _provider(model: ServedModel, settings: SessionSettings) -> tuple[str, dict[str, Any], str]:

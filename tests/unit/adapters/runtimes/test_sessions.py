@@ -178,6 +178,22 @@ def test_auto_measures_once_and_keeps_what_it_measured(model: ServedModel) -> No
     assert open_session(model, SessionSettings()).label.startswith(again.runtime)
 
 
+def test_onnx_runtime_tells_nobody_that_it_is_used(model: ServedModel) -> None:
+    """Where its telemetry is on it keeps a number below the home folder, and complains where it cannot."""
+    code = f"""
+from pathlib import Path
+from steadyolo.adapters.runtimes.opening import open_session
+from steadyolo.serve.served_model import open_served
+from steadyolo.serve.session import SessionSettings
+open_session(open_served(Path({str(model.folder)!r})), SessionSettings(runtime="onnxruntime"))
+"""
+    nowhere = {"HOME": "/proc/nowhere", "XDG_CACHE_HOME": "/proc/nowhere"}
+    ended = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, **nowhere}, capture_output=True, text=True, check=True
+    )
+    assert ended.stderr == ""
+
+
 def test_openvino_is_loaded_without_its_package_and_the_package_still_loads() -> None:
     code = """
 import sys
