@@ -194,7 +194,8 @@ def _decoded(image: bytes) -> tuple[NDArray[np.float32], int, int]:
             if width * height > MAX_PIXELS:
                 raise BadImage(f"the picture has {width}×{height} pixels", remedy="send a smaller picture")
             small = picture.convert("RGB").resize((SIDE_PX, SIDE_PX))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    # ImportError: where Ultralytics was imported too, its `Image.open` looks for a reader of HEIF
+    except (OSError, ValueError, SyntaxError, ImportError, Image.DecompressionBombError) as error:
         raise BadImage(f"this is no picture: {error}"[:200], remedy="send JPEG or PNG") from None
     return np.asarray(small, np.float32).transpose(2, 0, 1).copy() / 255, height, width
 
