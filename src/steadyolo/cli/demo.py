@@ -152,6 +152,7 @@ def _served(run: Path, picture: Path) -> tuple[float, float, int]:
             if not is_ready:
                 raise SteadyError("the server ended before it was ready", remedy="look at its last lines above")
             question = f"http://{url}/v1/models/{run.name}/detect?conf={_CONFIDENCE}"
+            urllib.request.urlopen(f"http://{url}/healthz", timeout=30).close()  # this side has its first time too
             asked = [_asked(question, picture.read_bytes()) for _ in range(1 + _NUM_LATER)]
         finally:
             process.terminate()
