@@ -122,18 +122,17 @@ class WarmService:
     async def load(self, name: str) -> None:
         entry = self._catalogue.entry(name)
         async with entry.changing:
-            if entry.is_resident and not entry.failed:
-                return
-            entry.failed = ""
-            await self._look(entry)
-            for other in plan_room(
-                [self._resident(one) for one in self._catalogue.entries.values() if one.is_resident],
-                self._resident(entry),
-                budget_bytes=self._settings.budget_bytes,
-            ):
-                await self.unload(other)
-            entry.is_resident = True
-            await bring(entry, self._slots, self._settings.budget_bytes)
+            if not entry.is_resident or entry.failed:
+                entry.failed = ""
+                await self._look(entry)
+                for other in plan_room(
+                    [self._resident(one) for one in self._catalogue.entries.values() if one.is_resident],
+                    self._resident(entry),
+                    budget_bytes=self._settings.budget_bytes,
+                ):
+                    await self.unload(other)
+                entry.is_resident = True
+            await bring(entry, self._slots, self._settings.budget_bytes)  # at once where it is warm
             if entry.failed:
                 raise UserError(entry.failed, remedy="repair the model, and load it again")
 
