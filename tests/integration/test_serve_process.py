@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from steadyolo.serve.served_model import ServedModel
-from tests.serving import command, serving, until
+from tests.serving import Server, command, serving, until
 
 
 @pytest.fixture
@@ -37,25 +42,49 @@ def test_a_hangup_ends_it_in_order_and_a_missing_supervisor_is_no_reason_to(
         assert "was not told READY=1" in server.log.read_text()
 
 
-def test_the_choice_and_its_figures_are_shown(words: tuple[str, ...], tmp_path: Path) -> None:
-    with serving(tmp_path, *words) as server:
-        model = server.ask("GET", "/v1/models").json["models"][0]
-        assert model["warm_ms"] > 0
-        assert f"on {model['session']}, {model['warm_ms']:.1f} ms;" in server.lines[-1]
-
-
-def test_a_load_is_answered_when_it_is_warm(words: tuple[str, ...], tmp_path: Path) -> None:
+def test_a_load_is_answered_when_it_is_warm_and_the_choice_is_shown(words: tuple[str, ...], tmp_path: Path) -> None:
     with serving(tmp_path, *words, ready=False) as server:
         assert server.ask("GET", "/v2/models/small/ready").status == 503, "it is warm already, so this proves nothing"
         assert server.ask("POST", "/v2/repository/models/small/load").status == 200
         assert server.ask("GET", "/v2/models/small/ready").status == 200
         server.wait_ready()
+        model = server.ask("GET", "/v1/models").json["models"][0]
+        assert model["warm_ms"] > 0
+        assert f"on {model['session']}, {model['warm_ms']:.1f} ms;" in server.lines[-1]
 
 
-def asked_as(server: object, address: str, body: bytes) -> int:
-    return server.ask(  # type: ignore[attr-defined, no-any-return]
-        "POST", "/v1/models/small/detect", body, content_type="image/png", x_forwarded_for=address
-    ).status
+def test_an_unload_refuses_what_waits_at_once_and_a_load_counts_again(
+    served: Callable[..., ServedModel], words: tuple[str, ...], tmp_path: Path
+) -> None:
+    with serving(tmp_path, *words, "--timeout", "20") as server, ThreadPoolExecutor(12) as clients:
+        picture = encoded_noise(2_500)  # takes long to decode, so that others wait
+        asked = [clients.submit(server.detect, picture) for _ in range(12)]
+        until(lambda: waiting(server) > 2)
+        started = time.monotonic()
+        assert server.ask("POST", "/v2/repository/models/small/unload").status == 200
+        statuses = Counter(one.result().status for one in asked)
+        assert statuses[503] > 2 and set(statuses) <= {200, 503}, statuses
+        assert time.monotonic() - started < 10
+        assert server.ask("GET", "/v1/models").json["models"][0]["required"] is False
+        assert server.ask("POST", "/v2/repository/models/small/load").status == 200
+        assert server.ask("GET", "/v1/models").json["models"][0]["required"] is True
+        assert server.detect(golden(served)).status == 200
+
+
+def waiting(server: Server) -> float:
+    line = next(one for one in server.ask("GET", "/metrics").body.split(b"\n") if one.startswith(b"steadyolo_queued "))
+    return float(line.split()[1])
+
+
+def encoded_noise(side_px: int) -> bytes:
+    out = io.BytesIO()
+    pixels = np.random.default_rng(0).integers(0, 256, (side_px, side_px), np.uint8)
+    Image.fromarray(pixels).save(out, "PNG", compress_level=1)
+    return out.getvalue()
+
+
+def asked_as(server: Server, address: str, body: bytes) -> int:
+    return server.ask("POST", "/v1/models/small/detect", body, content_type="image/png", x_forwarded_for=address).status
 
 
 def test_only_a_named_proxy_says_who_asks(

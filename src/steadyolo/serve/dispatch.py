@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from steadyolo.errors import SteadyError
 from steadyolo.serve.admission import Admission
 from steadyolo.serve.requests import Request, lost
 from steadyolo.serve.service import BadImage, Overloaded
@@ -111,11 +112,11 @@ class Dispatcher:
                 self.num_retried += 1
                 self._queue.appendleft(request)
 
-    def refuse_all(self, why: str) -> None:
-        """Nobody is left to compute what waits."""
-        for request in self._queue:
-            request.refuse(lost(why))
-        self._queue.clear()
+    def refuse(self, error: SteadyError, *, name: str | None = None) -> None:
+        """Nobody is left to compute what waits, of that model or at all."""
+        for request in [one for one in self._queue if name in (None, one.name)]:
+            self._queue.remove(request)
+            request.refuse(error)
 
     def _admit(self, name: str, version: str | None, num_bytes: int, timeout_s: float) -> None:
         key = self._route(name, version)

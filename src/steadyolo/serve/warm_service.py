@@ -15,7 +15,7 @@ from steadyolo.errors import SteadyError, UserError
 from steadyolo.plan.residency import Resident, plan_room, plan_start
 from steadyolo.serve.catalogue import Catalogue, Entry
 from steadyolo.serve.dispatch import Dispatcher
-from steadyolo.serve.requests import Request
+from steadyolo.serve.requests import Request, lost
 from steadyolo.serve.served_model import ServedModel
 from steadyolo.serve.service import Answer, DetectOptions, Figures, NoSuchModel, NotReady, Readiness, Tensor
 from steadyolo.serve.settings import ServedName, ServeSettings
@@ -135,10 +135,12 @@ class WarmService:
             await bring(entry, self._slots, self._settings.budget_bytes)  # at once where it is warm
             if entry.failed:
                 raise UserError(entry.failed, remedy="repair the model, and load it again")
+            entry.is_required = True  # who asked for it counts on it: without it this service is not ready
 
     async def unload(self, name: str) -> None:
         entry = self._catalogue.entry(name)
         entry.is_resident, entry.is_required = False, False
+        self._dispatch.refuse(NotReady(f"{name} was unloaded", retry_after_s=_RETRY_S), name=name)
         if key := entry.key():
             await asyncio.gather(*(slot.drop(key) for slot in self._slots))
 
@@ -149,7 +151,7 @@ class WarmService:
             await asyncio.sleep(0.01)
         for task in self._tasks:
             task.cancel()
-        self._dispatch.refuse_all("the service ends")
+        self._dispatch.refuse(lost("the service ends"))
         await asyncio.gather(*(slot.end() for slot in self._slots))
 
     # --- requests ------------------------------------------------------------------------------------------------
