@@ -21,7 +21,7 @@ NUM_CONNECTIONS = 10
 
 @pytest.fixture
 def front() -> Iterator[Running]:
-    with running(HttpLimits(num_connections=NUM_CONNECTIONS)) as one:
+    with running(HttpLimits(num_connections=NUM_CONNECTIONS, head_timeout_s=60)) as one:
         yield one
 
 
@@ -33,7 +33,7 @@ def detection() -> bytes:
 
 def test_who_asks_nothing_makes_room(front: Running) -> None:
     with ExitStack() as open_ones:
-        clients = [open_ones.enter_context(front.raw()) for _ in range(5 * NUM_CONNECTIONS)]
+        clients = [open_ones.enter_context(front.raw(timeout_s=3)) for _ in range(5 * NUM_CONNECTIONS)]
         assert [one.recv(100) for one in clients[:5]] == [b""] * 5, "the oldest were not let go"
         assert front.ask("GET", "/healthz").status == 200
         assert front.detect(picture()).status == 200
