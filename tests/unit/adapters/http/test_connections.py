@@ -118,7 +118,10 @@ def test_nothing_is_read_after_a_request_that_would_change_the_protocol(front: R
 def test_a_header_that_could_mean_two_things_is_refused(front: Running, name: str) -> None:
     with front.raw() as client:
         client.sendall(detection().replace(b"Host: a\r\n", f"{name}\r\n{name}\r\n".encode()))
-        assert b'"header_twice"' in client.recv(1 << 16)
+        answer = b""
+        while not answer.endswith(b"}}"):
+            answer += client.recv(1 << 16)
+    assert answer.startswith(b"HTTP/1.1 400") and b'"header_twice"' in answer
 
 
 def test_connections_are_as_many_as_files_may_be_open() -> None:
