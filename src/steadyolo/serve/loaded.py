@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from steadyolo.errors import SteadyError
 from steadyolo.serve import pictures
 from steadyolo.serve.golden import PICTURE
 from steadyolo.serve.place import LoadSettings
@@ -137,7 +138,12 @@ def load(
     model = open_served(folder, verify=False)
     verifying = Verifying(model) if settings.verify else None
     golden = pictures.as_jpeg(_as_taken(pictures.decode((folder / PICTURE).read_bytes())))
-    engine = open_engine(model, session)
+    try:
+        engine = open_engine(model, session)
+    except SteadyError:
+        if verifying is not None:
+            verifying.finish()  # what was changed is no fault of the runtime that cannot read it
+        raise
     if settings.tight_shapes:
         engine.shapes_px = shapes_of(model)
     if verifying is not None:
