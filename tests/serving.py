@@ -75,12 +75,20 @@ def command(*words: str | Path) -> list[str]:
 
 
 @contextmanager
-def serving(folder: Path, *words: str | Path, ready: bool = True, **environment: str) -> Iterator[Server]:
-    """`steadyolo serve WORDS`, live and, where asked for, ready; ended with the block. Its log is in `folder`."""
+def serving(
+    folder: Path, *words: str | Path, ready: bool = True, files: int | None = None, **environment: str
+) -> Iterator[Server]:
+    """`steadyolo serve WORDS`, live and, where asked for, ready; ended with the block. Its log is in `folder`.
+
+    It may open so many `files`.
+    """
     log = folder / "serve.log"
     with log.open("w") as errors:
         process = subprocess.Popen(
-            command(*words, "--port", "0", *ONE_THREAD),
+            [
+                *(["prlimit", f"--nofile={files}:{files}"] if files else []),
+                *command(*words, "--port", "0", *ONE_THREAD),
+            ],
             stdout=subprocess.PIPE,
             stderr=errors,
             text=True,

@@ -67,6 +67,7 @@ GOOD = {
     "16 bits": (sixteen_bit, (20, 40)),
     "turned by EXIF": (turned, (40, 20)),
     "WebP": (lambda: encoded(noise(40, 20), "WEBP"), (20, 40)),
+    "TIFF": (lambda: encoded(noise(40, 20), "TIFF"), (20, 40)),
     "30,000 × 1": (lambda: encoded(noise(30_000, 1), "PNG"), (1, 30_000)),
 }
 BAD = {

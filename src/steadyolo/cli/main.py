@@ -12,7 +12,7 @@ from importlib import import_module
 
 from steadyolo.errors import SteadyError, UserError
 
-EXIT_FAILED, EXIT_WRONG_REQUEST = 1, 2
+EXIT_FAILED, EXIT_WRONG_REQUEST, EXIT_INTERRUPTED = 1, 2, 130
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,10 @@ LIGHT = {
 
 
 def run() -> None:
-    """Entry point. Exit codes: 0 done, 1 failed, 2 the request was wrong, 75 interrupted after saving."""
+    """Entry point. Exit codes: 0 done, 1 failed, 2 the request was wrong, 75 interrupted after saving.
+
+    130 is of an interrupt at the terminal that found nothing to save.
+    """
     try:
         if len(sys.argv) > 1 and sys.argv[1] in LIGHT:
             LIGHT[sys.argv[1]].run(sys.argv[2:])
@@ -45,6 +48,8 @@ def run() -> None:
     except SteadyError as error:
         sys.stderr.write(f"error: {error}\n")
         sys.exit(EXIT_WRONG_REQUEST if isinstance(error, UserError) else EXIT_FAILED)
+    except KeyboardInterrupt:  # before the command could see to it itself
+        sys.exit(EXIT_INTERRUPTED)
     except OSError as error:
         if error.errno in {errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG}:
             sys.stderr.write(f"error: {error}\n  remedy: name another path; a file is where a folder has to be\n")

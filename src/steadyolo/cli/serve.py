@@ -12,10 +12,11 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from steadyolo.adapters.http.listening import listen
+from steadyolo.adapters.http.listening import listen, num_connections
 from steadyolo.errors import UserError
 from steadyolo.serve.spawning import spawn
 
@@ -127,6 +128,9 @@ def _limits(asked: argparse.Namespace) -> HttpLimits:
         answer_timeout_s=asked.timeout,
         requests_per_s=asked.rate,
         num_burst=asked.burst,
+        num_connections=asked.max_connections,
+        proxies=tuple(asked.proxy),
+        are_metrics_open=asked.open_metrics,
         url_hosts=frozenset(host.lower().rstrip(".") for host in asked.allow_url_host),
     )
 
@@ -148,6 +152,7 @@ def _serve(
         logging.ERROR
     )  # a line for each odd request is a gift to who sends them
     address, limits = _address(listener), _limits(asked)
+    limits = replace(limits, num_connections=num_connections(limits.num_connections))
     is_private = address.startswith(("127.", "[::1]"))
     app = _app(asked, limits, variable, first, is_private=is_private)
     if not app.has_tokens and not is_private:
@@ -197,8 +202,11 @@ def _find(name: str) -> ServedModel:
 
 
 def _choice(readiness: Readiness) -> str:
-    warm = [one for one in readiness.models if one.model is not None and one.session]
-    return ", ".join(f"{one.name} {one.model.version} on {one.session}" for one in warm if one.model)
+    return ", ".join(
+        f"{one.name} {one.model.version} on {one.session}" + (f", {1e3 * one.warm_s:.1f} ms" if one.warm_s else "")
+        for one in readiness.models
+        if one.model is not None and one.session
+    )
 
 
 def _address(listener: socket.socket) -> str:
@@ -207,24 +215,24 @@ def _address(listener: socket.socket) -> str:
 
 
 def _tell(line: str) -> None:
-    with suppress(BrokenPipeError):  # whoever started it reads no more: that is no reason to end
+    with suppress(OSError):  # whoever started it reads no more, or its disk is full: that is no reason to end
         sys.stdout.write(f"{line}\n")
         sys.stdout.flush()
 
 
-def _positive(kind: type[int] | type[float]) -> Callable[[str], float]:
+def _number(kind: type[int] | type[float], *, may_be_zero: bool = False) -> Callable[[str], float]:
     def read(text: str) -> float:
         value = kind(text)
-        if not 0 < value < 1e9:
+        if not 0 <= value < 1e9 or (value == 0 and not may_be_zero):
             raise ValueError(text)
         return value
 
-    read.__name__ = "positive number"  # for the message of argparse
+    read.__name__ = "number that is not negative" if may_be_zero else "positive number"  # for the message of argparse
     return read
 
 
 def _parser() -> argparse.ArgumentParser:
-    count, seconds = _positive(int), _positive(float)
+    count, seconds, wait = _number(int), _number(float), _number(float, may_be_zero=True)
     parser = argparse.ArgumentParser(
         prog="steadyolo serve",
         description=_HELP,
@@ -237,7 +245,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 is every one (127.0.0.1)")
     add("--port", type=int, default=8000, help="0 is any free one (8000)")
     models = parser.add_argument_group("models").add_argument
-    models("--runtime", default="auto", choices=RUNTIMES, help="(auto)")
+    models("--runtime", default="auto", choices=RUNTIMES, help="auto measures, and takes the fastest (auto)")
     models("--device", default="cpu", help="cpu, cuda:0 or several, cuda:0,cuda:1: one worker each (cpu)")
     models("--precision", choices=["fp32", "bf16", "fp16"], help="where nothing is said, the fastest that is right")
     models("--threads", type=count, help="of each worker; as many as cores where nothing is said")
@@ -250,7 +258,7 @@ def _parser() -> argparse.ArgumentParser:
         "--rewarm", type=seconds, default=1.0, metavar="SECONDS", help="of idleness, after which all is used once (1)"
     )
     models("--max-batch", type=count, default=1, metavar="N", help="pictures that are computed at once (1)")
-    models("--batch-wait", type=float, default=0.0, metavar="SECONDS", help="that a picture waits for others (0)")
+    models("--batch-wait", type=wait, default=0.0, metavar="SECONDS", help="that a picture waits for others (0)")
     limits = parser.add_argument_group("limits").add_argument
     limits("--timeout", type=seconds, default=10.0, metavar="SECONDS", help="in which a request is answered (10)")
     limits("--max-wait", type=seconds, default=2.0, metavar="SECONDS", help="who would wait longer is refused (2)")
@@ -259,10 +267,13 @@ def _parser() -> argparse.ArgumentParser:
     limits("--max-pictures", type=count, default=16, metavar="N", help="in one request (16)")
     limits("--rate", type=seconds, metavar="N", help="requests a second of one client; no limit where nothing is said")
     limits("--burst", type=count, default=20, metavar="N", help="that one client may send at once (20)")
+    limits("--max-connections", type=count, default=1_000, metavar="N", help="that are open at once (1000)")
+    limits("--proxy", action="append", default=[], metavar="ADDRESS", help="whose X-Forwarded-For is believed")
+    limits("--open-metrics", action="store_true", help="/metrics needs no token")
     limits("--token-file", type=Path, metavar="FILE", help=f"one token a line; {TOKENS} holds some too, with commas")
     limits("--allow-url-host", action="append", default=[], metavar="HOST", help="from which pictures may be fetched")
     ending = parser.add_argument_group("ending, and what is told").add_argument
-    ending("--grace", type=float, default=1.0, metavar="SECONDS", help="from not ready to not listening (1)")
+    ending("--grace", type=wait, default=1.0, metavar="SECONDS", help="from not ready to not listening (1)")
     ending("--drain", type=seconds, default=30.0, metavar="SECONDS", help="then, for what was accepted (30)")
     ending("--log-level", default="warning", choices=["debug", "info", "warning", "error"], help="(warning)")
     return parser

@@ -78,6 +78,7 @@ class Entry:
             is_required=self.is_required,
             num_bytes=self.num_bytes(slots) if answering else 0,
             why=self.failed or out or self.why or self.unseen,
+            warm_s=answering.loaded[key]["usual_s"].get("1") if answering and key else None,
         )
 
 

@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from steadyolo.errors import SteadyError
 from steadyolo.serve.admission import Admission
 from steadyolo.serve.requests import Request, lost, replaced
 from steadyolo.serve.service import BadImage, Overloaded
@@ -117,11 +118,10 @@ class Dispatcher:
                 self.num_retried += 1
                 self._queue.appendleft(request)
 
-    def refuse_all(self, why: str) -> None:
+    def refuse_all(self, error: SteadyError) -> None:
         """Nobody is left to compute what waits."""
-        for request in self._queue:
-            request.refuse(lost(why))
-        self._queue.clear()
+        while self._queue:
+            self._queue.popleft().refuse(error)
 
     def _admit(self, name: str, version: str | None, num_bytes: int, timeout_s: float) -> None:
         key = self._route(name, version)

@@ -22,7 +22,7 @@ class Header:
     width_px: int
 
 
-def read_header(data: bytes) -> Header:
+def read_header(data: bytes | bytearray) -> Header:
     """Raises: BadImage for bytes that begin like no picture of a kind that is taken, or tell no size."""
     try:
         header = _read(data)
@@ -37,7 +37,7 @@ def read_header(data: bytes) -> Header:
     return header
 
 
-def _read(data: bytes) -> Header | None:
+def _read(data: bytes | bytearray) -> Header | None:
     if data.startswith(b"\xff\xd8\xff"):
         return _jpeg(data)
     if data.startswith(b"\x89PNG\r\n\x1a\n") and data[12:16] == b"IHDR":
@@ -52,12 +52,12 @@ def _read(data: bytes) -> Header | None:
         return _bmp(data)
     if data.startswith((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")):
         return _tiff(data)
-    if data[4:8] == b"ftyp" and data[8:12] in {b"avif", b"avis", b"mif1"}:
+    if data[4:8] == b"ftyp" and data[8:12] in (b"avif", b"avis", b"mif1"):
         return _avif(data)
     return None
 
 
-def _jpeg(data: bytes) -> Header | None:
+def _jpeg(data: bytes | bytearray) -> Header | None:
     at = 2
     while data[at] == 0xFF:
         marker = data[at + 1]
@@ -73,8 +73,8 @@ def _jpeg(data: bytes) -> Header | None:
     return None
 
 
-def _webp(data: bytes) -> Header | None:
-    match data[12:16]:
+def _webp(data: bytes | bytearray) -> Header | None:
+    match bytes(data[12:16]):
         case b"VP8X":
             width, height = (int.from_bytes(data[at : at + 3], "little") + 1 for at in (24, 27))
         case b"VP8L":
@@ -87,7 +87,7 @@ def _webp(data: bytes) -> Header | None:
     return Header("WebP", height, width)
 
 
-def _bmp(data: bytes) -> Header:
+def _bmp(data: bytes | bytearray) -> Header:
     if struct.unpack_from("<I", data, 14)[0] == 12:
         width, height = struct.unpack_from("<HH", data, 18)
     else:
@@ -95,9 +95,9 @@ def _bmp(data: bytes) -> Header:
     return Header("BMP", abs(height), width)  # rows from the top down have a negative height
 
 
-def _tiff(data: bytes) -> Header | None:
+def _tiff(data: bytes | bytearray) -> Header | None:
     order = "<" if data.startswith(b"II") else ">"
-    is_big = data[2:4] in {b"+\0", b"\0+"}
+    is_big = data[2:4] in (b"+\0", b"\0+")
     start = int(struct.unpack_from(order + ("Q" if is_big else "I"), data, 8 if is_big else 4)[0])
     num_entries = int(struct.unpack_from(order + ("Q" if is_big else "H"), data, start)[0])
     entry_bytes, value_at = (20, 12) if is_big else (12, 8)
@@ -110,7 +110,7 @@ def _tiff(data: bytes) -> Header | None:
     return Header("TIFF", sides[257], sides[256]) if len(sides) == 2 else None
 
 
-def _avif(data: bytes) -> Header | None:
+def _avif(data: bytes | bytearray) -> Header | None:
     """The largest of the sizes told: a picture of tiles tells those of its tiles too."""
     sizes, at = [(0, 0)], data.find(b"ispe")
     while at != -1:

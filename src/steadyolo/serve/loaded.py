@@ -146,7 +146,7 @@ def load(
         engine = open_engine(model, session)
     except SteadyError:
         if verifying is not None:
-            verifying.finish()
+            verifying.finish()  # what was changed is no fault of the runtime that cannot read it
         raise
     if settings.tight_shapes:
         engine.shapes_px = shapes_of(model)

@@ -95,6 +95,7 @@ class ModelStatus:
     is_required: bool  # ready needs it
     num_bytes: int  # resident
     why: str = ""
+    warm_s: float | None = None  # a picture's time through all stages, as warming up measured it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,7 +16,7 @@ from steadyolo.errors import SteadyError, UserError
 from steadyolo.plan.residency import Resident, plan_room, plan_start
 from steadyolo.serve.catalogue import Catalogue, Entry
 from steadyolo.serve.dispatch import Dispatcher
-from steadyolo.serve.requests import Request, replaced
+from steadyolo.serve.requests import Request, lost, replaced
 from steadyolo.serve.served_model import ServedModel
 from steadyolo.serve.service import Answer, DetectOptions, Figures, NotReady, Readiness, Tensor
 from steadyolo.serve.settings import ServedName, ServeSettings
@@ -146,7 +146,7 @@ class WarmService:
             await asyncio.sleep(0.01)
         for task in self._tasks:
             task.cancel()
-        self._dispatch.refuse_all("the service ends")
+        self._dispatch.refuse_all(lost("the service ends"))
         await asyncio.gather(*(slot.end() for slot in self._slots))
 
     # --- requests ------------------------------------------------------------------------------------------------

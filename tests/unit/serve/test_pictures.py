@@ -83,7 +83,7 @@ def test_pixels_are_those_that_ultralytics_reads(name: str, tmp_path: Path) -> N
     data = FILES[name]()
     (tmp_path / name).write_bytes(data)
     expected, found = imread(tmp_path / name), decode(data)
-    header = read_header(data)
+    header = read_header(bytearray(data))  # as it comes from a socket
     assert found.dtype == np.uint8
     assert sorted(found.shape[:2]) == sorted((header.height_px, header.width_px))
     if expected.shape[2] == 1:  # it leaves a grey picture's one channel where nobody asked for colours

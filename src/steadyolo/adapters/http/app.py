@@ -12,13 +12,14 @@ from starlette.types import Message, Receive, Scope, Send
 
 from steadyolo.adapters.http.bodies import Bodies
 from steadyolo.adapters.http.detect import Detect
+from steadyolo.adapters.http.health import Health
 from steadyolo.adapters.http.lifespan import live
-from steadyolo.adapters.http.limits import HttpLimits, Rates, Tokens
+from steadyolo.adapters.http.limits import HttpLimits, Rates, Tokens, network_of
 from steadyolo.adapters.http.metrics import CONTENT_TYPE, Metrics
-from steadyolo.adapters.http.oip import Health, OpenInference
+from steadyolo.adapters.http.oip import OpenInference
 from steadyolo.adapters.http.openapi import openapi_document
 from steadyolo.adapters.http.pages import page
-from steadyolo.adapters.http.problems import Refused, problem_of
+from steadyolo.adapters.http.problems import CLIENT_LEFT, Refused, problem_of, the_header
 from steadyolo.errors import SteadyError
 from steadyolo.serve.service import Service
 
@@ -36,17 +37,19 @@ class App:
         self._tokens = tokens or Tokens([])
         self._rates = Rates(limits.requests_per_s, limits.num_burst)
         bodies = Bodies(limits)
-        self.metrics = Metrics(service, lambda: bodies.room.held_bytes)
-        self._v1 = v1 = Detect(service, limits, bodies, self.metrics)
+        self.metrics = Metrics(service, self.health, lambda: bodies.room.held_bytes)
+        self._v1 = v1 = Detect(service, self.health, limits, bodies, self.metrics)
         v2 = OpenInference(service, limits, bodies, may_control=may_control)
         self.asked_s = time.monotonic()  # when the last request came
         self.is_warming = False  # requests that it makes itself are not counted
+        figures = _routes(self._metrics_text, "GET", "/metrics")
         self._open = [  # anybody may ask for these: nothing of a model is in them
             *_routes(self.health.live, "GET", "/healthz", "/v2/health/live"),
             *_routes(self.health.ready, "GET", "/readyz", "/v2/health/ready"),
             *_routes(page("page.html"), "GET", "/"),
             *_routes(page("docs.html"), "GET", "/docs"),
             *_routes(self._openapi, "GET", "/openapi.json"),
+            *(figures if limits.are_metrics_open else []),
         ]
         self._counted = [  # these cost time of the models
             *_routes(v1.detect, "POST", "/v1/models/{name}/detect"),
@@ -63,7 +66,7 @@ class App:
             *_routes(v2.config, "GET", "/v2/models/{name}/config", "/v2/models/{name}/versions/{version}/config"),
             *_routes(v2.ready, "GET", "/v2/models/{name}/ready", "/v2/models/{name}/versions/{version}/ready"),
             *_routes(v2.index, "POST", "/v2/repository/index"),
-            *_routes(self._metrics_text, "GET", "/metrics"),
+            *figures,
         ]
 
     @property
@@ -85,8 +88,7 @@ class App:
         if scope["type"] != "http":
             return
         started_s, self.asked_s = time.perf_counter(), time.monotonic()
-        request = Request(scope, receive)
-        status, route_path = 500, "other"
+        status, route_path = 0, "other"  # 0: no answer has begun
 
         async def sent(message: Message) -> None:
             nonlocal status
@@ -102,6 +104,7 @@ class App:
             route, refusal = self._routed(scope)
             if route is not None:
                 route_path = route.path
+            request = Request(scope, receive)
             self._admit(request, route)
             if refusal is not None:
                 raise refusal
@@ -109,13 +112,14 @@ class App:
             await response(scope, receive, sent)
         except Exception as error:  # the edge of a request: whatever it was, this one ends and the others go on
             problem = problem_of(error)
-            if status == 500 or problem.status != 500:
+            if not status:
                 await problem.response(scope["path"])(scope, receive, sent)
-            else:
+            elif problem.status != CLIENT_LEFT:
                 raise  # half of the answer is gone already: the connection has to end
         finally:
             if not self.is_warming:
-                self.metrics.requested(route_path, scope["method"], status, time.perf_counter() - started_s)
+                seconds = time.perf_counter() - started_s
+                self.metrics.requested(route_path, scope["method"], status or CLIENT_LEFT, seconds)
 
     def _routed(self, scope: Scope) -> tuple[Route | None, Refused | None]:
         """The route of a request, and why it is refused all the same."""
@@ -140,8 +144,8 @@ class App:
         """Raises: Refused for a client that is not known, or asks too often."""
         if route in self._open:
             return
-        address = request.client.host if request.client else ""
-        holder = self._tokens.holder(request.headers.get("authorization")) if self._tokens else None
+        address = network_of(request.client.host if request.client else "")
+        holder = self._tokens.holder(the_header(request, "authorization")) if self._tokens else None
         if self._tokens and holder is None:
             self._rates.take(address)
             raise Refused(

@@ -6,23 +6,14 @@ import asyncio
 import zlib
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 
 from starlette.requests import Request
 
 from steadyolo.adapters.http.limits import HttpLimits, Room
-from steadyolo.adapters.http.problems import Refused
+from steadyolo.adapters.http.problems import Refused, the_header
 
 _EITHER_HEADER = 47  # zlib: a gzip header or one of its own
 _PIECE_BYTES = 256 << 10  # unpacked at once: others get their turn in between
-
-
-@dataclass(frozen=True, slots=True)
-class Upload:
-    """One picture of a multipart body."""
-
-    name: str
-    data: bytes
 
 
 class Bodies:
@@ -39,7 +30,7 @@ class Bodies:
         Raises: Refused for one that is too large, too slow or not what it says; Overloaded where there is no room.
         """
         self._check_length(request)
-        unpack = _unpacking(request.headers.get("content-encoding", ""))
+        unpack = _unpacking(the_header(request, "content-encoding") or "")
         with self.room.share() as take:
             data = bytearray()
             try:
@@ -57,35 +48,9 @@ class Bodies:
                     remedy="send a smaller picture, or over a faster line",
                     headers={"connection": "close"},
                 ) from None
-            yield bytes(data)
-
-    async def uploads(self, request: Request, body: bytes) -> list[Upload]:
-        """The files of a multipart body. Raises: Refused for one that is malformed, empty or has too many."""
-        from starlette.formparsers import MultiPartException, MultiPartParser
-
-        class InMemory(MultiPartParser):
-            spool_max_size = self._limits.body_bytes  # never to disk
-
-        async def whole() -> AsyncIterator[bytes]:
+            body = bytes(data)
+            del data  # or there would be two of it for as long as it is worked on
             yield body
-
-        most = self._limits.num_pictures
-        try:
-            form = await InMemory(request.headers, whole(), max_files=most, max_fields=0).parse()  # type: ignore[arg-type]
-        except (MultiPartException, KeyError, ValueError) as error:
-            raise Refused(
-                400,
-                "bad_multipart",
-                f"the multipart body cannot be read: {getattr(error, 'message', error)}",
-                remedy=f"send 1 to {most} files and nothing else: curl -F file=@picture.jpg",
-            ) from None
-        files = [one for _, one in form.multi_items() if not isinstance(one, str)]
-        uploads = [Upload(one.filename or f"file {index}", await one.read()) for index, one in enumerate(files)]
-        if not uploads:
-            raise Refused(
-                400, "empty", "the multipart body holds no file", remedy="send one: curl -F file=@picture.jpg"
-            )
-        return uploads
 
     def _check_length(self, request: Request) -> None:
         length = request.headers.get("content-length")

@@ -18,6 +18,10 @@ from steadyolo.adapters.http.problems import Problem, retry_after
 
 _MAX_HEAD_BYTES = 32 << 10
 _AFTER_BODY_S = 5.0  # the application notices a late body first, and says so; this is for what it does not read
+_BODY_HEADERS = frozenset({b"content-length", b"transfer-encoding"})
+_HEAD_TOO_LARGE = Problem(431, "head_too_large", f"the head has more than {_MAX_HEAD_BYTES} bytes", "send less")
+_NO_HTTP = Problem(400, "bad_http", "this is no HTTP request", "send HTTP/1.1")
+_UPGRADE = Problem(400, "upgrade", "a request with a body cannot change the protocol", "send HTTP/1.1 without Upgrade")
 _FIRST_REQUEST_S = 1.0  # how long a connection that was accepted may still send its request once the server ends
 
 
@@ -35,10 +39,12 @@ class _Limited(HttpToolsProtocol):
         self._stall: TimerHandle | None = None  # of the client reading its answer
         self._head_bytes = 0
         self._is_in_body = False
+        self._wrong = _NO_HTTP  # what is told where the parser does not go on
+        self._waits_since_s = self.loop.time()  # for a request
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        if len(self.connections) > self.limits.num_connections:
+        if not self._has_room():
             self._refuse(Problem(503, "overloaded", "too many connections", "send it again later", retry_after(1.0)))
         else:
             self._expect(self.limits.head_timeout_s)
@@ -58,12 +64,20 @@ class _Limited(HttpToolsProtocol):
                 self._expect(self.limits.head_timeout_s)
         super().data_received(data)
         if not self._is_in_body and self._head_bytes > _MAX_HEAD_BYTES and not self.transport.is_closing():
-            self._refuse(Problem(431, "head_too_large", f"more than {_MAX_HEAD_BYTES} bytes of head", "send less"))
+            self._refuse(_HEAD_TOO_LARGE)
 
     def on_headers_complete(self) -> None:
+        if len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers) > _MAX_HEAD_BYTES:
+            self._wrong = _HEAD_TOO_LARGE
+        elif self.parser.should_upgrade() and any(name in _BODY_HEADERS for name, _ in self.headers):
+            self._wrong = _UPGRADE
+        if self._wrong is not _NO_HTTP:
+            raise ValueError(self._wrong.message)  # the parser reads no further, and `send_400_response` is called
         self._is_in_body, self._head_bytes = True, 0
         self._expect(self.limits.body_timeout_s + _AFTER_BODY_S)
         super().on_headers_complete()
+        if self.parser.should_upgrade():
+            self.cycle.keep_alive = False  # what follows would not be read as HTTP
 
     def on_message_complete(self) -> None:
         self._is_in_body, self._head_bytes = False, 0
@@ -71,10 +85,11 @@ class _Limited(HttpToolsProtocol):
         super().on_message_complete()
 
     def send_400_response(self, msg: str) -> None:
-        self._refuse(Problem(400, "bad_http", "this is no HTTP request", "send HTTP/1.1"))
+        self._refuse(self._wrong)
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
+        self._waits_since_s = self.loop.time()
         self._watch_reading()
 
     def pause_writing(self) -> None:
@@ -95,6 +110,20 @@ class _Limited(HttpToolsProtocol):
         else:
             super().shutdown()
 
+    @property
+    def _is_answering(self) -> bool:
+        return self.cycle is not None and not self.cycle.response_complete
+
+    def _has_room(self) -> bool:
+        """Where all places are taken, whoever has waited for longest without a whole request gives up its own."""
+        others = [one for one in self.connections if one is not self and not one.transport.is_closing()]
+        if len(others) < self.limits.num_connections:
+            return True
+        waiting = [one for one in others if isinstance(one, _Limited) and not one._is_answering]
+        if waiting:
+            min(waiting, key=lambda one: one._waits_since_s).transport.close()
+        return bool(waiting)
+
     def _expect(self, within_s: float | None) -> None:
         """The next part of a request has to be whole within this time; None: nothing is awaited."""
         if self._deadline is not None:
@@ -103,12 +132,11 @@ class _Limited(HttpToolsProtocol):
 
     def _late(self) -> None:
         self._deadline = None
-        is_answering = self.cycle is not None and not self.cycle.response_complete
         if self.transport.is_closing():
             return
         if self._is_in_body:
             self.transport.abort()
-        elif is_answering:
+        elif self._is_answering:
             self._expect(self.limits.head_timeout_s)  # half of the next request, while this one is computed
         elif self._head_bytes:
             limit_s = self.limits.head_timeout_s
@@ -130,6 +158,9 @@ class _Limited(HttpToolsProtocol):
             self._watch_reading()
 
     def _refuse(self, problem: Problem) -> None:
+        if self.pipeline or (self._is_answering and (not self._is_in_body or self.cycle.response_started)):
+            self.transport.close()  # an earlier request is computed: this would be taken for its answer
+            return
         error = {"message": problem.message, "remedy": problem.remedy, "code": problem.code}
         body = json.dumps({"error": error}).encode()
         lines = [f"HTTP/1.1 {problem.status} {http.HTTPStatus(problem.status).phrase}"]

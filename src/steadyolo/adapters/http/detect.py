@@ -12,10 +12,13 @@ from starlette.responses import JSONResponse, Response
 
 from steadyolo.adapters.http.bodies import Bodies
 from steadyolo.adapters.http.fetching import Fetching
+from steadyolo.adapters.http.health import Health
 from steadyolo.adapters.http.limits import HttpLimits
 from steadyolo.adapters.http.metrics import Metrics
-from steadyolo.adapters.http.problems import Refused
+from steadyolo.adapters.http.problems import Refused, the_header
 from steadyolo.adapters.http.questions import Question, read_question
+from steadyolo.adapters.http.uploads import Upload, read_uploads
+from steadyolo.adapters.http.wanted import while_wanted
 from steadyolo.serve.service import Answer, BadImage, ModelStatus, NoSuchModel, NotReady, Service
 
 
@@ -45,8 +48,9 @@ def check_answering(status: ModelStatus) -> ModelStatus:
 class Detect:
     """The endpoints under /v1."""
 
-    def __init__(self, service: Service, limits: HttpLimits, bodies: Bodies, metrics: Metrics) -> None:
+    def __init__(self, service: Service, health: Health, limits: HttpLimits, bodies: Bodies, metrics: Metrics) -> None:
         self._service = service
+        self._health = health
         self._limits = limits
         self._bodies = bodies
         self._metrics = metrics
@@ -54,8 +58,8 @@ class Detect:
 
     async def models(self, request: Request) -> Response:
         """What is here, and how it stands."""
-        readiness = self._service.readiness()
-        return JSONResponse({"models": [_model_json(one) for one in readiness.models], "ready": readiness.is_ready})
+        models = [_model_json(one) for one in self._service.readiness().models]
+        return JSONResponse({"models": models, "ready": self._health.is_ready})
 
     async def detect(self, request: Request) -> Response:
         """What the model finds on the picture of the body, or on each of several."""
@@ -66,17 +70,21 @@ class Detect:
         async with self._bodies.read(request) as body:
             if not body:
                 raise Refused(
-                    400, "empty", "the body is empty", remedy="send a picture: curl --data-binary @picture.jpg"
+                    400,
+                    "empty",
+                    "the body is empty",
+                    remedy="send one: curl -H 'Content-Type: image/jpeg' --data-binary @…",
                 )
+            limit_s = self._limits.answer_timeout_s + 1  # the service keeps to its own; this is for when it does not
             if kind == "multipart/form-data":
-                return await self._several(request, name, question, body)
+                uploads = await read_uploads(body, request.headers["content-type"], self._limits.num_pictures)
+                return await while_wanted(request, self._several(name, uploads, question), within_s=limit_s)
             if kind == "application/json":
                 body = await self._fetching.picture(body)
-            answer = await self._answer(name, body, question)
+            answer = await while_wanted(request, self._answer(name, body, question), within_s=limit_s)
         return _json(_answer_json(answer), answer.seconds)
 
-    async def _several(self, request: Request, name: str, question: Question, body: bytes) -> Response:
-        uploads = await self._bodies.uploads(request, body)
+    async def _several(self, name: str, uploads: list[Upload], question: Question) -> Response:
         asked = [self._answer(name, upload.data, question) for upload in uploads]
         answers: list[Answer] = []
         for upload, answer in zip(uploads, await asyncio.gather(*asked, return_exceptions=True), strict=True):
@@ -92,17 +100,16 @@ class Detect:
         return _json({"images": images}, longest.seconds)
 
     async def _answer(self, name: str, image: bytes, question: Question) -> Answer:
-        limit_s = self._limits.answer_timeout_s
-        async with asyncio.timeout(limit_s + 1):  # the service keeps to its limit; this one is for when it does not
-            answer = await self._service.detect(
-                name, image, question.options, version=question.version, timeout_s=limit_s
-            )
+        answer = await self._service.detect(
+            name, image, question.options, version=question.version, timeout_s=self._limits.answer_timeout_s
+        )
         self._metrics.answered(answer)
         return answer
 
 
 def _content_type(request: Request) -> str:
-    kind = request.headers.get("content-type", "application/octet-stream").partition(";")[0].strip().lower()
+    given = the_header(request, "content-type")
+    kind = "application/octet-stream" if given is None else given.partition(";")[0].strip().lower()
     if kind.startswith("image/") or kind in {"application/octet-stream", "multipart/form-data", "application/json"}:
         return kind
     raise Refused(
@@ -132,6 +139,7 @@ def _model_json(status: ModelStatus) -> dict[str, Any]:
         "why": status.why,
         "versions": list(status.versions),
         "session": status.session,
+        "warm_ms": None if status.warm_s is None else round(1e3 * status.warm_s, 2),
         "required": status.is_required,
         "resident_bytes": status.num_bytes,
     }

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import json
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from threading import BoundedSemaphore
 from typing import Any
 
 from steadyolo.adapters.http.limits import HttpLimits
 from steadyolo.adapters.http.problems import Refused
+from steadyolo.serve.service import Overloaded
 
 _MAX_URL_LENGTH = 2_048
 _CONNECT_S, _READ_S = 3.0, 8.0
+_NUM_AT_ONCE = 4
 _PIECE_BYTES = 64 << 10
 
 
@@ -19,6 +24,8 @@ class Fetching:
 
     def __init__(self, limits: HttpLimits) -> None:
         self._limits = limits
+        self._threads = ThreadPoolExecutor(_NUM_AT_ONCE, thread_name_prefix="fetch")  # made when they are needed
+        self._turns = BoundedSemaphore(_NUM_AT_ONCE)
 
     async def picture(self, body: bytes) -> bytes:
         """Raises: Refused where the host is not allowed, is a private address, or gives no picture in time."""
@@ -30,9 +37,12 @@ class Fetching:
                 remedy="send the picture itself, or start the server with --allow-url-host HOST",
             )
         url = _url(body)
+        if not self._turns.acquire(blocking=False):
+            raise Overloaded("too many pictures are being fetched at this moment", retry_after_s=1.0)
+        getting = self._threads.submit(self._get, url)
+        getting.add_done_callback(lambda _: self._turns.release())  # a name may take longer to find than we wait
         try:
-            async with asyncio.timeout(_CONNECT_S + _READ_S):
-                return await asyncio.to_thread(self._get, url)
+            return await asyncio.wait_for(asyncio.wrap_future(getting), _CONNECT_S + _READ_S)
         except TimeoutError:
             raise _failed(504, "it did not answer in time") from None
 
@@ -89,7 +99,7 @@ class Fetching:
                     f"{host[:100]} is at a private address",
                     remedy="send the picture itself, or start the server with --allow-url-host ADDRESS too",
                 )
-        plain = socket.create_connection((min(found), port), timeout=_CONNECT_S)
+        plain = _reached(sorted(found), port)
         plain.settimeout(_READ_S)
         connection = http.client.HTTPConnection(host, port, timeout=_READ_S)
         connection.sock = (
@@ -115,9 +125,18 @@ class Fetching:
         return bytes(data)
 
 
+def _reached(addresses: list[str], port: int) -> Any:
+    import socket
+
+    for address in addresses[:-1]:
+        with suppress(OSError):
+            return socket.create_connection((address, port), timeout=_CONNECT_S)
+    return socket.create_connection((addresses[-1], port), timeout=_CONNECT_S)
+
+
 def _url(body: bytes) -> str:
     try:
-        asked = json.loads(body)
+        asked = json.loads(body) if len(body) < 2 * _MAX_URL_LENGTH else None
     except (ValueError, RecursionError):
         asked = None
     if not isinstance(asked, dict) or set(asked) != {"url"} or not isinstance(asked["url"], str):

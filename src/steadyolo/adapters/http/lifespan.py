@@ -6,7 +6,7 @@ import asyncio
 
 from starlette.types import Receive, Send
 
-from steadyolo.adapters.http.oip import Health
+from steadyolo.adapters.http.health import Health
 from steadyolo.errors import SteadyError
 from steadyolo.serve.service import Service
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import re
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -16,6 +17,8 @@ from steadyolo.errors import UserError
 from steadyolo.serve.service import Overloaded
 
 _MIN_TOKEN_LENGTH = 16
+_TOKEN = re.compile(r"[A-Za-z0-9._~+/-]+=*")  # RFC 6750
+_COMMENT = re.compile(r"(^|\s)#.*")
 _MAX_CLIENTS = 10_000  # whose requests are counted; who was not seen for longest is forgotten first
 
 
@@ -35,6 +38,8 @@ class HttpLimits:
     requests_per_s: float | None = None  # of one client
     num_burst: int = 20
     url_hosts: frozenset[str] = field(default_factory=frozenset)  # where pictures may be fetched from
+    proxies: tuple[str, ...] = ()  # addresses or networks whose X-Forwarded-For is believed
+    are_metrics_open: bool = False  # to who has no token
 
 
 class Tokens:
@@ -46,6 +51,11 @@ class Tokens:
                 raise UserError(
                     f"a token has {len(token)} characters",
                     remedy=f"use at least {_MIN_TOKEN_LENGTH}: python -c 'import secrets; print(secrets.token_hex())'",
+                )
+            if not _TOKEN.fullmatch(token):
+                raise UserError(
+                    "a token has a character that no header may carry, such as a space, # or a letter with an accent",
+                    remedy="use letters, digits and -._~+/ alone, as secrets.token_hex() of Python does",
                 )
         self._digests = [_digest(token) for token in tokens]
 
@@ -73,12 +83,22 @@ def read_tokens(file: Path | None, variable: str | None) -> Tokens:
             raise UserError(f"the tokens in {file} cannot be read: {error}", remedy="name a text file") from None
         if mode & 0o007:
             raise UserError(f"everybody on this machine may read {file}", remedy=f"change it: chmod 600 {file}")
-        lines = [line.partition("#")[0].strip() for line in text.splitlines()]
+        lines = [_COMMENT.sub("", line).strip() for line in text.splitlines()]
         found = [line for line in lines if line]
         if not found:
             raise UserError(f"{file} holds no token", remedy="write one token a line, or leave --token-file out")
         tokens += found
     return Tokens(tokens)
+
+
+def network_of(address: str) -> str:
+    """Whom an address stands for: itself, or the /64 of IPv6, of which one client has every address."""
+    if ":" not in address:
+        return address
+    from ipaddress import IPv6Address, ip_network
+
+    full = IPv6Address(address.partition("%")[0])
+    return str(full.ipv4_mapped or ip_network((full, 64), strict=False))
 
 
 class Rates:

@@ -13,8 +13,9 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from steadyolo.adapters.http.bodies import Bodies
 from steadyolo.adapters.http.detect import check_answering, status_of
 from steadyolo.adapters.http.limits import HttpLimits
-from steadyolo.adapters.http.problems import Problem, Refused, retry_after
+from steadyolo.adapters.http.problems import Refused, the_header
 from steadyolo.adapters.http.tensors import input_of, outputs_of, read_request, write_answer
+from steadyolo.adapters.http.wanted import while_wanted
 from steadyolo.serve.served_model import ServedModel
 from steadyolo.serve.service import ModelStatus, NotReady, Service
 from steadyolo.version import __version__
@@ -79,10 +80,10 @@ class OpenInference:
         check_answering(status)
         version = request.path_params.get("version")
         async with self._bodies.read(request) as body:
-            asked = read_request(body, request.headers.get("inference-header-content-length"), model)
+            asked = await read_request(body, the_header(request, "inference-header-content-length"), model)
             limit_s = min(asked.timeout_s or self._limits.answer_timeout_s, self._limits.answer_timeout_s)
-            async with asyncio.timeout(limit_s + 1):
-                outputs = await self._service.infer(status.name, asked.images, version=version, timeout_s=limit_s)
+            work = self._service.infer(status.name, asked.images, version=version, timeout_s=limit_s)
+            outputs = await while_wanted(request, work, within_s=limit_s + 1)
         about = {"model_name": status.name, "model_version": version or model.version}
         if asked.id is not None:
             about["id"] = asked.id
@@ -154,34 +155,6 @@ class OpenInference:
         if not isinstance(asked, dict):
             raise Refused(400, "bad_request", "the body is no JSON object", remedy="send {} or nothing")
         return asked
-
-
-class Health:
-    """Alive, and ready: under the protocol's names and those that people expect."""
-
-    def __init__(self, service: Service) -> None:
-        self._service = service
-        self.is_front_ready = False
-        self.is_draining = False
-
-    @property
-    def is_ready(self) -> bool:
-        """The models are warm, this process too, and it is not about to end."""
-        return self.is_front_ready and not self.is_draining and self._service.readiness().is_ready
-
-    async def live(self, request: Request) -> Response:
-        """This process answers."""
-        return JSONResponse({"live": True})
-
-    async def ready(self, request: Request) -> Response:
-        """The next request will be as fast as the thousandth."""
-        if self.is_ready:
-            return JSONResponse({"ready": True})
-        models = self._service.readiness().models
-        waits = [f"{one.name} is {one.state}" for one in models if one.is_required and one.state != "ready"]
-        why = "it is draining" if self.is_draining else ", ".join(waits) or "it is starting"
-        problem = Problem(503, "not_ready", f"not ready: {why}", "wait until it is", retry_after(1.0))
-        return problem.response(request.url.path)
 
 
 async def _in_turns(pieces: Iterator[bytes]) -> AsyncIterator[bytes]:

@@ -43,6 +43,7 @@ _MODEL = _object(
     why=_TEXT,
     versions=_list(_TEXT),
     session={"type": ["string", "null"]},
+    warm_ms={"type": ["number", "null"], "description": "a picture's time when warm"},
     required=_FLAG,
     resident_bytes=_COUNT,
     version_=_TEXT,

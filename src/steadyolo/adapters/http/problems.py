@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from starlette.requests import ClientDisconnect
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
 from steadyolo.errors import SteadyError, UserError
@@ -51,6 +50,14 @@ class Problem:
         return JSONResponse(body, self.status, headers=self.headers)
 
 
+def the_header(request: Request, name: str) -> str | None:
+    """Raises: Refused where it is there twice: whoever passed the request on may have meant the other one."""
+    values = request.headers.getlist(name)
+    if len(values) > 1:
+        raise Refused(400, "header_twice", f"the header {name} is there {len(values)} times", remedy="send it once")
+    return values[0] if values else None
+
+
 def problem_of(error: Exception) -> Problem:
     """Sorted by type. What nobody foresaw is a fault of ours: it is logged whole, and told without its details."""
     match error:
@@ -66,7 +73,7 @@ def problem_of(error: Exception) -> Problem:
             return Problem(400, "bad_request", error.message, error.remedy)
         case ClientDisconnect():
             return Problem(CLIENT_LEFT, "client_left", "the client left before its request was read", "")
-        case TimeoutError() | asyncio.CancelledError():
+        case TimeoutError():
             return Problem(504, "late", "no answer came within the time limit", "send it again later")
     logger.error("a request failed", exc_info=error)
     message = error.message if isinstance(error, SteadyError) else "something failed that should not"

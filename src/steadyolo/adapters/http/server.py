@@ -22,7 +22,7 @@ from steadyolo.adapters.http.warming import warm_connections, warm_endpoints
 from steadyolo.errors import SteadyError, UserError
 
 _READY_POLL_S = 0.005
-_IMPORTED_LATER = ("starlette.formparsers", "steadyolo.adapters.http.tensors")  # by the first who needs them
+_IMPORTED_LATER = ("python_multipart.multipart", "steadyolo.adapters.http.tensors")  # by the first who needs them
 
 
 class Front:
@@ -67,6 +67,8 @@ class Front:
                 log_config=None,
                 access_log=False,
                 server_header=False,
+                proxy_headers=bool(limits.proxies),
+                forwarded_allow_ips=[*limits.proxies],
                 backlog=BACKLOG,
                 timeout_graceful_shutdown=max(1, round(drain_s)),
             ),
@@ -78,12 +80,13 @@ class Front:
 
         Raises: UserError where no model can be served.
 
-        The first SIGTERM or SIGINT makes `/readyz` say no at once; requests are answered still. After the grace
+        The first SIGTERM, SIGINT or SIGHUP makes `/readyz` say no at once; requests are answered still. After the grace
         nothing new is accepted, and what was accepted is answered within the time to drain.
         """
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._on_signal)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:  # as `nohup` wants it
+                loop.add_signal_handler(number, self._on_signal)
         try:
             await self._app.service.start()
         except SteadyError:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import socket
+
+logger = logging.getLogger(__name__)
 
 
 class Supervisor:
@@ -12,7 +15,7 @@ class Supervisor:
 
     def __init__(self) -> None:
         self._address = os.environ.get("NOTIFY_SOCKET", "")
-        self._watchdog_s = int(os.environ.get("WATCHDOG_USEC", "0")) / 1e6
+        self._watchdog_s = _whole(os.environ.get("WATCHDOG_USEC", "")) / 1e6
 
     async def ready(self) -> None:
         """Say that the server is ready; then, where a watchdog waits, that it lives, until cancelled."""
@@ -29,4 +32,11 @@ class Supervisor:
         if self._address:
             address = "\0" + self._address[1:] if self._address.startswith("@") else self._address
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as out:
-                out.sendto(text.encode(), address)
+                try:
+                    out.sendto(text.encode(), address)
+                except OSError as error:  # whoever listened there is gone, and requests are still to be answered
+                    logger.warning("the supervisor at %s was not told %s: %s", self._address, text, error)
+
+
+def _whole(text: str) -> int:
+    return int(text) if text.isascii() and text.isdigit() else 0

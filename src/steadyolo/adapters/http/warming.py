@@ -49,10 +49,10 @@ async def _detect(app: App, name: str, body: bytes) -> None:
         "headers": [(b"content-type", b"image/png"), (b"content-length", str(len(body)).encode())],
     }
 
-    async def receive() -> dict[str, Any]:
-        return {"type": "http.request", "body": body, "more_body": False}
+    messages: asyncio.Queue[dict[str, Any]] = asyncio.Queue()  # nothing follows: this client never leaves
+    messages.put_nowait({"type": "http.request", "body": body, "more_body": False})
 
     async def send(message: Any) -> None:
         pass
 
-    await app.without_asking(scope, receive, send)
+    await app.without_asking(scope, messages.get, send)

@@ -8,6 +8,7 @@ import io
 import json
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -88,7 +89,9 @@ def running(
         service = PlainService()
         app = App(service, limits, tokens, may_control=may_control)
         app.health.is_front_ready = True
-        config = Config(app, http=connections_within(limits), ws="none", lifespan="off", log_config=None)
+        config = Config(
+            app, http=connections_within(limits), ws="none", lifespan="off", log_config=None, proxy_headers=False
+        )
         server = Server(config)
         made.extend([app, service, asyncio.get_running_loop(), server])
         task = asyncio.create_task(server.serve(sockets=[listener]))
@@ -117,3 +120,10 @@ def picture(width: int = 48, height: int = 32, form: str = "PNG", mode: str = "R
     out = io.BytesIO()
     Image.fromarray(pixels, mode).save(out, form, **options)
     return out.getvalue()
+
+
+def wait_until(done: Callable[[], Any], timeout_s: float = 10.0) -> None:
+    ends_at = time.monotonic() + timeout_s
+    while not done():
+        assert time.monotonic() < ends_at, "it did not come to pass"
+        time.sleep(0.02)

@@ -93,6 +93,7 @@ class PlainService:
             session="onnxruntime cpu fp32",
             is_required=True,
             num_bytes=1_000,
+            warm_s=0.0123,
         )
     )
     failure: Exception | None = None

@@ -176,6 +176,43 @@ def test_too_many_files_or_other_fields_are_refused() -> None:
         assert front.detect(b"--limit--\r\n", content_type=kind).json["error"]["code"] == "empty"
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        form(("a.png", picture()))[0].removesuffix(b"--limit--\r\n"),
+        form(("a.png", picture()), ("b.png", picture()))[0][:-40],
+        b"--limit\r\nContent-Disposition: form-data\r\n\r\nx\r\n--limit--\r\n",
+        b"--limit\r\n" + b"A: b\r\n" * 1_000 + b"\r\nx\r\n--limit--\r\n",
+        b"--limit\r\nContent-Disposition: " + b"a" * 100_000 + b"\r\n\r\nx\r\n--limit--\r\n",
+        b"--other\r\n\r\n--other--\r\n",
+        b"",
+    ],
+    ids=["no end", "torn", "no name", "many headers", "a long header", "another boundary", "nothing"],
+)
+def test_a_malformed_multipart_body_is_refused(front: Running, body: bytes) -> None:
+    reply = front.detect(body, content_type="multipart/form-data; boundary=limit")
+    assert (reply.status, reply.json["error"]["code"]) == (400, "bad_multipart" if body else "empty")
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "told"),
+    [
+        (b"\xc3\xa9.png", "", "é.png"),
+        (b"\xff.png", "", "\ufffd.png"),
+        (b"\\ud800.png", "; charset=unicode_escape", "\\ud800.png"),
+        (b"+2AA-.png", "; charset=utf-7", "+2AA-.png"),
+        (b"", "", "file 0"),
+    ],
+)
+def test_names_of_files_come_back_whatever_they_are(front: Running, name: bytes, kind: str, told: str) -> None:
+    head = b'--limit\r\nContent-Disposition: form-data; name="file"; filename="' + name + b'"\r\n\r\n'
+    content_type = f"multipart/form-data; boundary=limit{kind}"
+    reply = front.detect(head + picture() + b"\r\n--limit--\r\n", content_type=content_type)
+    assert (reply.status, reply.json["images"][0]["file"]) == (200, told)
+    wrong = front.detect(head + b"x\r\n--limit--\r\n", content_type=content_type)
+    assert (wrong.status, wrong.json["error"]["message"].partition(":")[0]) == (400, told)
+
+
 def test_what_is_asked_shows_in_the_figures(front: Running) -> None:
     assert front.detect(picture()).status == 200
     assert front.detect(b"x").status == 400
@@ -190,6 +227,8 @@ def test_what_is_asked_shows_in_the_figures(front: Running) -> None:
         'steadyolo_worker_bytes{worker="plain"} 1000.0',
         "steadyolo_ready 1.0",
         "steadyolo_queued 0.0",
+        "# TYPE steadyolo_restarts_total counter",
+        'steadyolo_model_warm_seconds{model="small"} 0.0123',
         "steadyolo_batch_images 1.0",
         "process_resident_memory_bytes",
     ):
@@ -207,6 +246,8 @@ def test_health_tells_live_from_ready(front: Running) -> None:
     front.ask("POST", "/v2/repository/models/small/load")
     front.app.health.is_front_ready = False
     assert front.ask("GET", "/readyz").status == 503
+    assert front.ask("GET", "/v1/models").json["ready"] is False
+    assert b"steadyolo_ready 0.0" in front.ask("GET", "/metrics").body
     front.app.health.is_front_ready = True
     assert front.ask("GET", "/readyz").status == 200
 
