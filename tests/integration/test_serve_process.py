@@ -53,18 +53,17 @@ def test_a_load_is_answered_when_it_is_warm_and_the_choice_is_shown(words: tuple
         assert f"on {model['session']}, {model['warm_ms']:.1f} ms;" in server.lines[-1]
 
 
-def test_an_unload_refuses_what_waits_at_once_and_a_load_counts_again(
+def test_an_unload_answers_what_was_accepted_and_a_load_counts_again(
     served: Callable[..., ServedModel], words: tuple[str, ...], tmp_path: Path
 ) -> None:
     with serving(tmp_path, *words, "--timeout", "20") as server, ThreadPoolExecutor(12) as clients:
         picture = encoded_noise(2_500)  # takes long to decode, so that others wait
         asked = [clients.submit(server.detect, picture) for _ in range(12)]
         until(lambda: waiting(server) > 2)
-        started = time.monotonic()
         assert server.ask("POST", "/v2/repository/models/small/unload").status == 200
+        assert server.detect(golden(served)).status == 503
         statuses = Counter(one.result().status for one in asked)
-        assert statuses[503] > 2 and set(statuses) <= {200, 503}, statuses
-        assert time.monotonic() - started < 10
+        assert statuses[200] > 2 and set(statuses) <= {200, 503}, statuses  # who was refused had not been accepted yet
         assert server.ask("GET", "/v1/models").json["models"][0]["required"] is False
         assert server.ask("POST", "/v2/repository/models/small/load").status == 200
         assert server.ask("GET", "/v1/models").json["models"][0]["required"] is True
