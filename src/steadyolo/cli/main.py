@@ -13,6 +13,7 @@ from importlib import import_module
 from steadyolo.errors import SteadyError, UserError
 
 EXIT_FAILED, EXIT_WRONG_REQUEST, EXIT_INTERRUPTED = 1, 2, 130
+_NO_ROOM_TO_LOAD = ("failed to map segment", "cannot allocate memory")  # what a dynamic linker says
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +49,13 @@ def run() -> None:
     except SteadyError as error:
         sys.stderr.write(f"error: {error}\n")
         sys.exit(EXIT_WRONG_REQUEST if isinstance(error, UserError) else EXIT_FAILED)
+    except (MemoryError, ImportError) as error:
+        words = str(error) or "out of memory"
+        if isinstance(error, ImportError) and not any(told in words.lower() for told in _NO_ROOM_TO_LOAD):
+            raise
+        remedy = "raise the limit of this process (ulimit -v, its control group): torch alone takes gigabytes"
+        sys.stderr.write(f"error: {words}\n  remedy: {remedy}\n")
+        sys.exit(EXIT_FAILED)
     except KeyboardInterrupt:  # before the command could see to it itself
         sys.exit(EXIT_INTERRUPTED)
     except OSError as error:

@@ -11,7 +11,6 @@ import re
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -215,9 +214,11 @@ def _address(listener: socket.socket) -> str:
 
 
 def _tell(line: str) -> None:
-    with suppress(OSError):  # whoever started it reads no more, or its disk is full: that is no reason to end
+    try:
         sys.stdout.write(f"{line}\n")
         sys.stdout.flush()
+    except OSError:  # whoever started it reads no more, or its disk is full: that is no reason to end, or to end badly
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _number(kind: type[int] | type[float], *, may_be_zero: bool = False) -> Callable[[str], float]:
