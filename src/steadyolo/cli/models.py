@@ -29,11 +29,11 @@ def find_model(name: str | Path, *, verify: bool = True) -> ServedModel:
 def fetched(url: str) -> ServedModel:
     """The served model at `url`, in this user's cache. Raises: as `fetch_served`."""
     from steadyolo.cli.places import open_place, patient
-    from steadyolo.data.cache import usual_cache
+    from steadyolo.data.cache import cache_root
     from steadyolo.serve.stored import fetch_served
 
     location = served_location(url)
-    cache = usual_cache(os.environ).parent / "served"
+    cache = cache_root(os.environ) / "served"
     return fetch_served(open_place(location.parent).store, location.name, cache, patience=patient())
 
 

@@ -1,4 +1,4 @@
-"""The cache of data sets on this machine: where it is, who uses what in it, and how room is made."""
+"""The cache on this machine, and that of data sets in it: where it is, who uses what in it, and how room is made."""
 
 from __future__ import annotations
 
@@ -20,12 +20,20 @@ _REMOVING = ".removing-"
 _POLL_S = 0.1
 
 
-def usual_cache(environment: Mapping[str, str]) -> Path:
-    """The folder for data sets: in STEADYOLO_CACHE, else in XDG_CACHE_HOME/steadyolo, else in ~/.cache/steadyolo."""
+def cache_root(environment: Mapping[str, str]) -> Path:
+    """Where this user keeps what can be had again.
+
+    In STEADYOLO_CACHE, else in XDG_CACHE_HOME/steadyolo, else in ~/.cache/steadyolo.
+    """
     if ours := environment.get("STEADYOLO_CACHE"):
-        return Path(ours).expanduser().absolute() / "datasets"
+        return Path(ours).expanduser().absolute()
     base = environment.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(base).expanduser().absolute() / "steadyolo" / "datasets"
+    return Path(base).expanduser().absolute() / "steadyolo"
+
+
+def usual_cache(environment: Mapping[str, str]) -> Path:
+    """The folder for data sets."""
+    return cache_root(environment) / "datasets"
 
 
 class FileLock:

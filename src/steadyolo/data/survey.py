@@ -12,7 +12,6 @@ from pathlib import Path, PurePosixPath
 from steadyolo.data.index import Copy, restamped
 
 _DERIVED = (".cache", ".npy")  # what Ultralytics writes beside labels and images, besides hidden files
-_CHUNK_BYTES = 1024**2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,8 +65,5 @@ def _found(files: Path) -> Iterator[tuple[str, tuple[int, int]]]:
 
 
 def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
     with path.open("rb") as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -21,7 +21,6 @@ Task = Literal["detect", "segment", "pose", "obb", "classify"]
 Fit = Literal["letterbox", "crop"]
 INPUT = "images"  # the graph's one input: (batch, 3, height, width), RGB, 0 to 1
 MANIFEST, SUFFIX = "manifest.json", ".served"
-_PIECE_BYTES = 1 << 20
 _COPY_AGAIN = "copy the served model again, or export it again"
 
 
@@ -119,7 +118,7 @@ class ServedModel:
                 "files": {_plain(name): ServedFile(**one) for name, one in raw["files"].items()},
                 "source": Source(**raw["source"]),
             }
-            return cls(folder=folder, version=hashlib.sha256(data).hexdigest()[:12], **values)
+            return cls(folder=folder, version=version_of(data), **values)
         except (ValueError, TypeError, AttributeError, KeyError) as error:
             raise UserError(
                 f"{folder / MANIFEST} is not the manifest of a served model: {error}",
@@ -158,11 +157,13 @@ def verify_served(model: ServedModel) -> None:
 
 def digest_of(path: Path) -> str:
     """SHA-256 of a file, in hexadecimal."""
-    digest = hashlib.sha256()
     with path.open("rb") as file:
-        while piece := file.read(_PIECE_BYTES):
-            digest.update(piece)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def version_of(manifest: bytes) -> str:
+    """The version that a manifest stands for."""
+    return hashlib.sha256(manifest).hexdigest()[:12]
 
 
 def _pair(values: Any) -> tuple[int, int]:

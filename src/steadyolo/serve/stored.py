@@ -12,7 +12,7 @@ from pathlib import Path
 
 from steadyolo.errors import DataLoss, UserError
 from steadyolo.serve.keeping import adopt_served, staging
-from steadyolo.serve.served_model import MANIFEST, SUFFIX, ServedFile, ServedModel, open_served
+from steadyolo.serve.served_model import MANIFEST, SUFFIX, ServedFile, ServedModel, open_served, version_of
 from steadyolo.vault.objects import Absent, ObjectStore
 from steadyolo.vault.patience import Patience
 
@@ -80,7 +80,7 @@ def _manifest_in(store: ObjectStore, name: str, patience: Patience) -> bytes | N
 
 def _version_in(store: ObjectStore, name: str, patience: Patience) -> str | None:
     manifest = _manifest_in(store, name, patience)
-    return hashlib.sha256(manifest).hexdigest()[:12] if manifest is not None else None
+    return version_of(manifest) if manifest is not None else None
 
 
 def _fetch(store: ObjectStore, key: str, path: Path) -> None:

@@ -80,7 +80,9 @@ def cache_folder(model: ServedModel) -> Path:
         beside.mkdir(exist_ok=True)
         if os.access(beside, os.W_OK):
             return beside
-    return user_cache() / "compiled"
+    from steadyolo.data.cache import cache_root  # late: beside the model is the usual case
+
+    return cache_root(os.environ) / "compiled"
 
 
 def library_cache(folder: Path) -> Path | None:
@@ -90,9 +92,3 @@ def library_cache(folder: Path) -> Path | None:
         if os.access(folder, os.W_OK):
             return folder
     return None
-
-
-def user_cache() -> Path:
-    """Where this user's programs keep what can be made again."""
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "steadyolo"

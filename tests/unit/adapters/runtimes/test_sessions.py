@@ -117,8 +117,12 @@ def test_compiled_graphs_are_kept_and_torn_ones_compiled_again(model: ServedMode
             OpenVinoSession(model, SessionSettings()).run(images())
 
 
-def test_a_folder_that_cannot_be_written_costs_only_time(model: ServedModel, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+@pytest.mark.parametrize("variable", ["XDG_CACHE_HOME", "STEADYOLO_CACHE"])
+def test_a_folder_that_cannot_be_written_costs_only_time(
+    model: ServedModel, variable: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("STEADYOLO_CACHE", raising=False)
+    monkeypatch.setenv(variable, str(tmp_path / "home"))
     (model.folder / "compiled").write_text("in the way")
     OpenVinoSession(model, SessionSettings()).run(images())
     assert list((tmp_path / "home").rglob("*.blob")), "the user's own cache is next"
