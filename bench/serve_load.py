@@ -12,6 +12,7 @@ The last line is JSON; `ratio` is theirs / ours of the latency.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -28,6 +29,7 @@ import side_by_side as bench
 PARTS = ("latency", "throughput", "swaps", "overload", "term")
 CLIENTS = (1, 4, 16)
 NUM_FRAMES = 200
+SWAP_LIMIT_S, SWAPS_LIMIT_S = 60.0, 3600.0
 LITSERVE = """
 import sys, cv2, litserve, numpy
 from ultralytics import YOLO
@@ -210,78 +212,77 @@ def _form(body: bytes) -> bytes:
 
 
 def _swaps(subject: serving.Subject, args: bench.argparse.Namespace, out: Path) -> bench.Json:
-    """New versions in a watched folder while clients ask: every third is corrupt."""
+    """New versions in a watched folder while two clients ask: every third is corrupt.
+
+    The clients are the same as in the calm before, and it is their answers that tell which version was seen.
+    """
     watched, port = out / "watched", serving.free_port()
     shutil.rmtree(watched, ignore_errors=True)
-    _put_version(subject.served, watched, 0, corrupt=False)
+    versions = [_put_version(subject.served, watched, 0, corrupt=False)]
     command = [*serving.STEADYOLO, "serve", f"{subject.name}={watched}", "--watch", "--port", str(port)]
     path = f"/v1/models/{subject.name}/detect"
     bodies = [one.read_bytes() for one in subject.images[:16]]
-    seen: list[str] = []
+    seen: set[str] = set()
+    corrupt: list[str] = []
+    took_s: list[float] = []
+    log = out / "swaps.log"
     with serving.server(command, out, "swaps") as process:
         serving.wait_until_ready(port, process)
-        calm = serving.closed_loop(port, path, bodies, clients=2, seconds=args.seconds)
-        stop, loads = threading.Event(), []
 
-        def load() -> None:
-            loads.append(serving.closed_loop(port, path, bodies, clients=2, seconds=3600, stop=stop))
+        def ask(stop: threading.Event | None = None) -> serving.Load:
+            seconds = SWAPS_LIMIT_S if stop else args.seconds
+            told = lambda answer: seen.add(json.loads(answer)["version"])  # noqa: E731
+            return serving.closed_loop(port, path, bodies, clients=2, seconds=seconds, stop=stop, on_answer=told)
 
-        thread = threading.Thread(target=load)
+        calm, stop, loads = ask(), threading.Event(), list[serving.Load]()
+        thread = threading.Thread(target=lambda: loads.append(ask(stop)))
         thread.start()
-        client = serving.Client(port, path)
-        corrupt = 0
         try:
             for number in range(1, args.swaps + 1):
-                is_corrupt = number % 3 == 0
-                corrupt += is_corrupt
-                _put_version(subject.served, watched, number, corrupt=is_corrupt)
-                seen.append(
-                    _version_after(client, bodies[0], seen[-1] if seen else "", patience_s=2 if is_corrupt else 20)
-                )
+                is_corrupt, began = number % 3 == 0, time.monotonic()
+                version = _put_version(subject.served, watched, number, corrupt=is_corrupt)
+                (corrupt if is_corrupt else versions).append(version)
+                while version not in seen and f"version {version} was refused" not in log.read_text():
+                    if time.monotonic() - began > SWAP_LIMIT_S:
+                        bench.say(f"version {number} came to nothing within {SWAP_LIMIT_S:.0f} s")
+                        break
+                    time.sleep(0.1)
+                took_s.append(time.monotonic() - began)
         finally:
             stop.set()
             thread.join()
-    wanted = args.swaps - corrupt
     return {
         "calm": calm.told(),
         "swapping": loads[0].told(),
         "p99_over_calm": bench.round_off(
             bench.percentile(loads[0].of(200), 0.99) / bench.percentile(calm.of(200), 0.99)
         ),
-        "swaps_wanted": wanted,
-        "swaps_seen": len(set(seen)) - (1 if corrupt == args.swaps else 0),
-        "corrupt": corrupt,
+        "swap_s": bench.spread(took_s),
+        "versions": len(versions),
+        "versions_seen": len(seen & set(versions)),
+        "corrupt": len(corrupt),
+        "corrupt_refused": sum(f"version {version} was refused" in log.read_text() for version in corrupt),
+        "corrupt_seen": len(seen & set(corrupt)),
     }
 
 
-def _put_version(served: Path, watched: Path, number: int, *, corrupt: bool) -> None:
-    """A copy of the model whose manifest differs, so that it is another version; renamed in when it is whole."""
+def _put_version(served: Path, watched: Path, number: int, *, corrupt: bool) -> str:
+    """A copy of the model whose manifest differs, so that it is another version, which is returned; put in whole."""
     watched.mkdir(parents=True, exist_ok=True)
     folder = watched / f"v{number:03}.served"
     partial = watched / f".v{number:03}.partial"
     shutil.copytree(served, partial)
     manifest = json.loads((partial / "manifest.json").read_text())
     manifest["source"]["step"] = number
-    (partial / "manifest.json").write_text(json.dumps(manifest))
+    written = json.dumps(manifest).encode()
+    (partial / "manifest.json").write_bytes(written)
     if corrupt:
         for graph in (*partial.glob("*.onnx"), *partial.glob("*.bin")):
             with graph.open("r+b") as file:
                 file.seek(graph.stat().st_size // 2)
                 file.write(os.urandom(4096))
     partial.rename(folder)
-
-
-def _version_after(client: serving.Client, body: bytes, before: str, *, patience_s: float) -> str:
-    """The version that answers once it is not `before` any more, or after `patience_s`."""
-    began = time.monotonic()
-    version = before
-    while time.monotonic() - began < patience_s:
-        status, answer = client.post(body)
-        version = json.loads(answer)["version"] if status == 200 else version
-        if version != before:
-            break
-        time.sleep(0.1)
-    return version
+    return hashlib.sha256(written).hexdigest()[:12]
 
 
 def _overload(subject: serving.Subject, args: bench.argparse.Namespace, out: Path) -> bench.Json:

@@ -141,14 +141,14 @@ class Client:
         self.connection.connect()  # which sets TCP_NODELAY
         return self.connection
 
-    def status(self, body: bytes, kind: str = "image/jpeg") -> int:
-        """Status of the answer; `UNREACHABLE` where nobody listens, `CUT_SHORT` where a request got no answer."""
+    def ask(self, body: bytes, kind: str = "image/jpeg") -> tuple[int, bytes]:
+        """As `post`; the status is `UNREACHABLE` where nobody listens, `CUT_SHORT` where a request got no answer."""
         try:
-            return self.post(body, kind)[0]
+            return self.post(body, kind)
         except ConnectionRefusedError:
-            return UNREACHABLE
+            return UNREACHABLE, b""
         except (OSError, http.client.HTTPException):
-            return CUT_SHORT
+            return CUT_SHORT, b""
 
     def close(self) -> None:
         """Close the connection, if there is one."""
@@ -245,10 +245,12 @@ def closed_loop(
     kind: str = "image/jpeg",
     stop: threading.Event | None = None,
     ends_with_server: bool = False,
+    on_answer: Callable[[bytes], object] = len,
 ) -> Load:
     """`clients` connections, each of which asks again as soon as it was answered, for `seconds` or until `stop`.
 
     With `ends_with_server` a client ends once it is turned away, as it is told to by a server that is going.
+    `on_answer` is given the body of each answer with status 200.
     """
     load, lock, began = Load(), threading.Lock(), time.monotonic()
     halt = stop or threading.Event()
@@ -258,9 +260,11 @@ def closed_loop(
         number = index
         while time.monotonic() - began < seconds and not halt.is_set():
             at = time.monotonic()
-            status = client.status(bodies[number % len(bodies)], kind)
+            status, answer = client.ask(bodies[number % len(bodies)], kind)
             with lock:
                 load.add(at - began, time.monotonic() - at, status)
+            if status == 200:
+                on_answer(answer)
             if ends_with_server and status in (UNREACHABLE, 503):
                 break
             number += clients
@@ -289,7 +293,7 @@ def open_loop(
                 break
             time.sleep(max(0.0, began + number / per_second - time.monotonic()))
             at = time.monotonic()
-            status = client.status(bodies[number % len(bodies)])
+            status, _ = client.ask(bodies[number % len(bodies)])
             with lock:
                 load.add(at - began, time.monotonic() - at, status)
         client.close()

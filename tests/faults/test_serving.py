@@ -138,6 +138,7 @@ def test_a_picture_that_ends_workers_is_not_tried_a_third_time(served: Served, f
     asyncio.run(scenario())
 
 
+@pytest.mark.flaky(reruns=2)  # others who use the machine make it slower, never faster
 def test_three_times_overload(served: Served, faults: Faults) -> None:
     """Accepted requests keep their bound, others are told at once, and all is well a second later."""
     latency_s, each_s = 0.4, 0.02

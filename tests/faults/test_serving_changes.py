@@ -19,7 +19,7 @@ from steadyolo.serve.served_model import ServedModel, open_served
 from steadyolo.serve.service import DetectOptions, NoSuchModel, NotReady
 from steadyolo.serve.session import SessionSettings
 from steadyolo.serve.wire import Message
-from tests.faults.serving import FALLBACK, Faults, clients, load_settings, picture, serving, until
+from tests.faults.serving import FALLBACK, SWAP_LIMIT_S, Faults, clients, load_settings, picture, serving, until
 from tests.faults.test_serving_versions import offer
 
 Served = Callable[..., ServedModel]
@@ -180,7 +180,7 @@ def test_watching_goes_on_whatever_it_meets(served: Served, faults: Faults, fold
         settings = faults.settings(load=load_settings())
         async with serving({"m": tmp_path / "own"}, settings, watched=["m"], waits=False) as service:
             service._catalogue.entries["m"].versions = Odd()
-            await until(lambda: service.figures().more["num_swaps"] == 1, 20)
+            await until(lambda: service.figures().more["num_swaps"] == 1, SWAP_LIMIT_S)
             assert service.readiness().models[0].why == ""
 
     (tmp_path / "own").mkdir()
@@ -207,7 +207,7 @@ def test_a_version_that_was_replaced_answers_for_a_while(
                         assert answer.version == version
                         num_swapped.append(int(service.figures().more["num_swaps"]))
 
-            await asyncio.wait_for(asyncio.gather(*(client() for _ in range(8))), 20)
+            await asyncio.wait_for(asyncio.gather(*(client() for _ in range(8))), SWAP_LIMIT_S)
             assert sum(num_swapped), "it was refused as soon as there was another"
             await until(lambda: len(slot.loaded) == 1, 5)
 
@@ -221,7 +221,7 @@ def test_a_version_larger_than_the_budget_is_refused(served: Served, faults: Fau
         async with serving({"m": folder}, settings, watched=["m"]) as service:
             service._settings = replace(settings, budget_bytes=1 << 10)
             offer(folder, served("detect"), 2)
-            await until(lambda: service.figures().more["num_refused_versions"] == 1, 20)
+            await until(lambda: service.figures().more["num_refused_versions"] == 1, SWAP_LIMIT_S)
             assert "are allowed" in service.readiness().models[0].why
             assert service.readiness().is_ready
 

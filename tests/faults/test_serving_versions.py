@@ -5,17 +5,29 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from steadyolo.adapters.runtimes.choosing import choose
+from steadyolo.adapters.runtimes.opening import open_session
 from steadyolo.errors import UserError
 from steadyolo.serve.golden import read_png, write_png
-from steadyolo.serve.served_model import MANIFEST, ServedModel, digest_of
+from steadyolo.serve.served_model import MANIFEST, ServedModel, digest_of, open_served
 from steadyolo.serve.service import DetectOptions, NoSuchModel, NotReady
-from tests.faults.serving import Faults, clients, load_settings, picture, serving, until
+from steadyolo.serve.session import SessionSettings
+from tests.faults.serving import (
+    FALLBACK,
+    PRIMARY,
+    SWAP_LIMIT_S,
+    Faults,
+    clients,
+    load_settings,
+    picture,
+    serving,
+    until,
+)
 
 Served = Callable[..., ServedModel]
 
@@ -59,14 +71,14 @@ def test_versions_are_swapped_under_load(served: Served, faults: Faults, tmp_pat
                 for number in range(1, num_swaps + 1):
                     if number == 2:
                         offer(folder, served("detect"), 90, spoil="bytes")
-                        await until(lambda: service.figures().more["num_refused_versions"] == 1, 10)
+                        await until(lambda: service.figures().more["num_refused_versions"] == 1, SWAP_LIMIT_S)
                         assert "was refused" in service.readiness().models[0].why
                     if number == 3:
                         offer(folder, served("detect"), 91, spoil="answer")
-                        await until(lambda: service.figures().more["num_refused_versions"] == 2, 10)
+                        await until(lambda: service.figures().more["num_refused_versions"] == 2, SWAP_LIMIT_S)
                     before = service.figures().more["num_swaps"]
                     offer(folder, served("detect"), number)
-                    await until(lambda before=before: service.figures().more["num_swaps"] > before, 10)  # type: ignore[misc]
+                    await until(lambda before=before: service.figures().more["num_swaps"] > before, SWAP_LIMIT_S)  # type: ignore[misc]
                 await asyncio.sleep(0.2)
             assert [error for *_, error in load.errors] == []
             assert len({answer.version for *_, answer in load.answers}) == num_swaps + 1
@@ -74,6 +86,32 @@ def test_versions_are_swapped_under_load(served: Served, faults: Faults, tmp_pat
             (model,) = service.readiness().models
             assert len(model.versions) == 1, "the old ones were unloaded"
             assert service.figures().num_restarts == 0
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("runtime", [PRIMARY, FALLBACK])
+def test_a_new_version_has_the_runtime_of_the_one_before(
+    served: Served, faults: Faults, tmp_path: Path, runtime: str
+) -> None:
+    """Measured beside requests, the slower one may be found the faster; here one of the two was chosen by hand."""
+
+    async def scenario() -> None:
+        folder, cache = tmp_path / "versions", tmp_path / "cache"
+        folder.mkdir()
+        session = SessionSettings(num_threads=1, cache=cache)
+        first = open_served(folder / offer(folder, served("detect"), 0))
+        choose(first, session, open_session)
+        (kept,) = cache.rglob("choice-*.json")
+        kept.write_text(json.dumps({**json.loads(kept.read_text()), "runtime": runtime}))
+        settings = faults.settings(load=load_settings(), session=session, fallback_session=None)
+        async with serving({"m": folder}, settings, watched=["m"]) as service:
+            offer(folder, served("detect"), 1)
+            await until(lambda: service.figures().more["num_swaps"] == 1, SWAP_LIMIT_S)
+            answer = await service.detect("m", picture(), DetectOptions(), timeout_s=5)
+            assert answer.version != first.version
+            assert answer.session.startswith(runtime)
+            assert list(cache.rglob("choice-*.json")) == [kept], "nothing is measured beside requests"
 
     asyncio.run(scenario())
 
@@ -154,8 +192,6 @@ def test_a_request_loads_only_where_it_may(served: Served, faults: Faults) -> No
                 with pytest.raises(NotReady):
                     await service.detect("m", picture(), DetectOptions(), timeout_s=1)
                 await service.load("m")
-                begun_s = time.monotonic()
-                assert await service.detect("m", picture(), DetectOptions(), timeout_s=5)
-                assert time.monotonic() - begun_s < 0.5
+                assert await service.detect("m", picture(), DetectOptions(), timeout_s=0.5)  # nothing is loaded for it
 
     asyncio.run(scenario())

@@ -91,8 +91,9 @@ def test_a_tensor_is_answered_with_the_graphs_outputs(served: Served, faults: Fa
 
         async with serving({"m": served("detect")}, faults.settings(load=load_settings())) as service:
             images = np.random.default_rng(0).random((2, 3, 160, 160), np.float32)
-            outputs = await service.infer("m", Tensor(images.shape, images.tobytes()), timeout_s=5)
-            assert {name: one.shape[0] for name, one in outputs.items()} == {"output0": 2}
+            answer = await service.infer("m", Tensor(images.shape, images.tobytes()), timeout_s=5)
+            assert {name: one.shape[0] for name, one in answer.outputs.items()} == {"output0": 2}
+            assert answer.version == served("detect").version
             for wrong in (images[..., :7], images * np.nan):
                 with pytest.raises(UserError):
                     await service.infer("m", Tensor(wrong.shape, wrong.tobytes()), timeout_s=5)

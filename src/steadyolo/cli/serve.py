@@ -47,7 +47,7 @@ _EXAMPLES = """examples:
 def main(arguments: list[str]) -> None:
     """Serve until SIGTERM or SIGINT. Raises: UserError before anything is started where that can be told."""
     started_s = time.perf_counter()
-    asked = _parser().parse_args(arguments)
+    asked = _parse(arguments)
     listener = listen(asked.host, asked.port)
     variable = os.environ.pop(TOKENS, None)  # the workers have no use for it
     first = spawn(device=asked.device.partition(",")[0], ahead=_first_asked(asked))
@@ -109,7 +109,11 @@ def _settings(asked: argparse.Namespace) -> ServeSettings:
         session=SessionSettings(**_session(asked)),
         devices=tuple(asked.device.split(",")),
         load=LoadSettings(
-            warm_up=not asked.no_warmup, max_batch=asked.max_batch, hold_s=asked.batch_wait, idle_s=asked.rewarm
+            warm_up=not asked.no_warmup,
+            check=not asked.no_warmup,
+            max_batch=asked.max_batch,
+            hold_s=asked.batch_wait,
+            idle_s=asked.rewarm,
         ),
         admission=Admission(num_queued=asked.max_queue, latency_s=min(asked.max_wait, asked.timeout)),
         budget_bytes=parse_bytes(asked.budget) if asked.budget else None,
@@ -177,7 +181,7 @@ def _serve(
 
 def application(arguments: list[str]) -> App:
     """The same for a server that is not ours, such as a replica of Ray Serve: it starts when the models are warm."""
-    asked = _parser().parse_args(arguments)
+    asked = _parse(arguments)
     return _app(asked, _limits(asked), os.environ.get(TOKENS), None, is_private=False)
 
 
@@ -232,6 +236,15 @@ def _number(kind: type[int] | type[float], *, may_be_zero: bool = False) -> Call
     return read
 
 
+def _parse(arguments: list[str]) -> argparse.Namespace:
+    asked = _parser().parse_args(arguments)
+    if asked.device == "all":
+        from steadyolo.serve.gpus import all_gpus
+
+        asked.device = ",".join(all_gpus())
+    return asked
+
+
 def _parser() -> argparse.ArgumentParser:
     count, seconds, wait = _number(int), _number(float), _number(float, may_be_zero=True)
     parser = argparse.ArgumentParser(
@@ -247,14 +260,16 @@ def _parser() -> argparse.ArgumentParser:
     add("--port", type=int, default=8000, help="0 is any free one (8000)")
     models = parser.add_argument_group("models").add_argument
     models("--runtime", default="auto", choices=RUNTIMES, help="auto measures, and takes the fastest (auto)")
-    models("--device", default="cpu", help="cpu, cuda:0 or several, cuda:0,cuda:1: one worker each (cpu)")
+    models(
+        "--device", default="cpu", help="cpu; cuda:0 or several, cuda:0,cuda:1; all GPUs and MIG instances: all (cpu)"
+    )
     models("--precision", choices=["fp32", "bf16", "fp16"], help="where nothing is said, the fastest that is right")
     models("--threads", type=count, help="of each worker; as many as cores where nothing is said")
     models("--budget", metavar="SIZE", help="most memory of all models together, such as 2GiB")
     models("--pin", action="append", default=[], metavar="NAME", help="a model that is never unloaded for others")
     models("--load-on-request", action="store_true", help="a request may load its model, and wait for it")
     models("--watch", action="store_true", help="look for new versions, and swap them in without a slow request")
-    models("--no-warmup", action="store_true", help="ready at once, and slow at first: for debugging")
+    models("--no-warmup", action="store_true", help="ready at once, unchecked and slow at first: for debugging")
     models(
         "--rewarm", type=seconds, default=1.0, metavar="SECONDS", help="of idleness, after which all is used once (1)"
     )

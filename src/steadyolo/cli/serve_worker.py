@@ -12,6 +12,7 @@ import socket
 import sys
 from typing import TYPE_CHECKING
 
+from steadyolo.serve.gently import step_back
 from steadyolo.serve.resident import resident_bytes
 
 if TYPE_CHECKING:
@@ -25,7 +26,6 @@ def main(open_engine: OpenEngine, arguments: list[str], *, first_before_bytes: i
     """
     from steadyolo.serve.worker import Worker
 
-    os.nice(int(arguments[1]))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal: the front's to answer
     connection = socket.socket(fileno=int(arguments[0]))
     Worker(connection, open_engine, first_before_bytes=first_before_bytes).serve()
@@ -33,6 +33,7 @@ def main(open_engine: OpenEngine, arguments: list[str], *, first_before_bytes: i
 
 
 def _serve(arguments: list[str]) -> None:
+    step_back(int(arguments[1]))
     before_bytes = resident_bytes()
     from steadyolo.adapters.runtimes.opening import open_session
     from steadyolo.serve.ahead import Ahead

@@ -105,3 +105,8 @@ class Catalogue:
 def key_of(name: str, model: ServedModel) -> str:
     """The name of an engine in all workers."""
     return f"{name}@{model.version}"
+
+
+def version_in(key: str) -> str:
+    """The version of an engine that `key_of` named."""
+    return key.rpartition("@")[2]

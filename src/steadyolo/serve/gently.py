@@ -5,12 +5,36 @@ from __future__ import annotations
 import os
 import resource
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 _LAST = 19
 _CAN_RAISE = 1 << 23  # CAP_SYS_NICE
+_NUM_TRIES, _TRY_AGAIN_S = 5, 0.12
+_AUTOGROUP = Path("/proc/self/autogroup")
+
+
+def step_back(niceness: int) -> None:
+    """Let this process come after others for good, and its session where it is the first one of it.
+
+    Where Linux groups processes by session, niceness counts within one only, and all sessions get equal shares: the
+    session's own has to be lowered too (sched(7), "The autogroup feature").
+    """
+    if niceness <= os.getpriority(os.PRIO_PROCESS, 0):
+        return
+    os.setpriority(os.PRIO_PROCESS, 0, niceness)
+    is_first = os.getsid(0) == os.getpid()
+    for _ in range(_NUM_TRIES if is_first and _AUTOGROUP.exists() else 0):
+        try:
+            _AUTOGROUP.write_text(str(niceness), encoding="ascii")
+        except BlockingIOError:  # one such change in a tenth of a second is what a user may make
+            time.sleep(_TRY_AGAIN_S)
+        except OSError:
+            return  # without it the process is as near to others as its niceness makes it
+        else:
+            return
 
 
 @contextmanager

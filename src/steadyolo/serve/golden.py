@@ -51,19 +51,23 @@ class Golden:
         """The picture as the graph takes it. Shapes: (1, 3, height, width)."""
         return as_images(self.picture)
 
-    def check(self, session: Session) -> None:
-        """Raises: DeviceFault where the session does not answer to the golden picture as the source model did.
+    def check(self, session: Session) -> list[Output]:
+        """What the session answered.
+
+        Raises: DeviceFault where that is not what the source model answered to the golden picture.
 
         What rounding to bfloat16 does to this model was measured when it was exported; some times that is allowed. It
         is far less than what a wrong weight, a permuted or an old answer does (docs/adr/0017).
         """
-        if wrong := beyond(self.differences(session.run(self.images)), self._model.comparison):
+        outputs = session.run(self.images)
+        if wrong := beyond(self.differences(outputs), self._model.comparison):
             told = ", ".join(f"{name} differ by {value:.2g}" for name, value in wrong.items())
             raise DeviceFault(
                 f"{session.label} answers wrongly to the golden picture of {self._model.name}: {told} "
                 "(1 is as much as they vary)",
                 remedy="take this device out: let another one answer, and restart its process",
             )
+        return outputs
 
     def differences(self, outputs: Sequence[Output]) -> dict[str, float]:
         """How far outputs are from the golden answer, by part; 1 is as much as the answer itself varies."""

@@ -84,6 +84,14 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Inferred:
+    """The graph's own outputs by name, and the version that gave them."""
+
+    outputs: Mapping[str, Tensor]
+    version: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelStatus:
     """One model as it stands. `why` explains a state that is not `ready`."""
 
@@ -133,10 +141,8 @@ class Service(Protocol):
         Raises: NoSuchModel, BadImage, NotReady, Overloaded, Lost.
         """
 
-    async def infer(
-        self, name: str, images: Tensor, *, version: str | None = None, timeout_s: float
-    ) -> dict[str, Tensor]:
-        """The graph's own outputs, by name, for a tensor as `Session.run` takes it.
+    async def infer(self, name: str, images: Tensor, *, version: str | None = None, timeout_s: float) -> Inferred:
+        """The graph's own outputs for a tensor as `Session.run` takes it.
 
         Raises: NoSuchModel, UserError for a shape or numbers that are not taken, NotReady, Overloaded, Lost.
         """

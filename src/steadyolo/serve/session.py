@@ -33,7 +33,7 @@ class Session(Protocol):
 
     @property
     def label(self) -> str:
-        """Runtime, device and precision, such as `openvino cpu bf16`."""
+        """Runtime, device and precision, such as `openvino cpu bf16`, with the runtime's name first."""
 
     def run(self, images: Images) -> list[Output]:
         """The graph's outputs, in its order. The arrays are the caller's to keep.

@@ -9,7 +9,7 @@ import subprocess
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from steadyolo.errors import DataLoss, SteadyError
@@ -19,6 +19,7 @@ from steadyolo.serve.place import Place
 from steadyolo.serve.requests import Request, error_of, lost
 from steadyolo.serve.served_model import ServedModel
 from steadyolo.serve.service import DetectOptions, DeviceFault
+from steadyolo.serve.session import SessionSettings
 from steadyolo.serve.spawning import Spawned
 from steadyolo.serve.wire import Message
 
@@ -104,16 +105,19 @@ class Slot:
         self.outstanding[request.number] = request
         self._send(request.message(key))
 
-    async def want(self, key: str, model: ServedModel, *, is_verified: bool = False) -> dict[str, Any]:
+    async def want(
+        self, key: str, model: ServedModel, *, like: str | None = None, is_verified: bool = False
+    ) -> dict[str, Any]:
         """Load it, and again after each restart; returns what was measured when it is warm.
 
-        Where `is_verified`, every byte was read just now: not again, the first time.
+        It is opened as the engine `like` is. Where `is_verified`, every byte was read just now: not again, the first
+        time.
 
         Raises: UserError, DataLoss, DeviceFault for a model that is refused.
         """
         wanted = self._wanted.get(key)
         if wanted is None or (wanted.done.done() and wanted.done.exception()):
-            session = {**asdict(self.place.session), "device": spawning.device_inside(self.place.device)}
+            session = {**asdict(self.session_like(like)), "device": spawning.device_inside(self.place.device)}
             session["cache"] = str(session["cache"]) if session["cache"] else None
             folder = str(model.folder.resolve())  # a link may lead elsewhere when it is loaded again
             message = {"key": key, "folder": folder, "version": model.version, "session": session}
@@ -123,6 +127,11 @@ class Slot:
             if self._writer:
                 self._load(key, wanted, is_verified=is_verified)
         return await asyncio.shield(wanted.done)
+
+    def session_like(self, key: str | None) -> SessionSettings:
+        """Those of the place, with the runtime that `key` has here: beside requests none can be measured."""
+        session = self.place.session
+        return replace(session, runtime=self.loaded[key]["runtime"]) if key in self.loaded else session
 
     async def drop(self, key: str) -> None:
         """Give its memory back; where it is only being loaded, when it is."""

@@ -11,14 +11,13 @@ from dataclasses import replace
 from steadyolo.errors import SteadyError, Transient, UserError
 from steadyolo.serve.catalogue import Entry, key_of
 from steadyolo.serve.dispatch import Dispatcher
-from steadyolo.serve.place import Place
 from steadyolo.serve.served_model import ServedModel
 from steadyolo.serve.slot import Slot
 from steadyolo.serve.watching import signature
 from steadyolo.spec.size import size_text
 
-_LOW = 19  # niceness of a worker that tries a version: it takes what the others leave
-_TRIAL_HANG_S = 120.0  # where all cores are wanted, it gets a sixtieth of one
+_LOW = 10  # niceness of a worker that tries a version: a tenth of what another gets where all cores are wanted
+_TRIAL_HANG_S = 120.0
 _POLL_S = 0.01
 _LAST_S = 10.0  # for which a version that was replaced answers those who ask for it by name
 _NUM_TRIES = 3  # of a version whose trial was lost: it may not have been its fault
@@ -50,17 +49,18 @@ async def swap(
 ) -> None:
     """Let `model` answer instead of the version that does; where it is refused, that one goes on.
 
-    First a worker of its own with the lowest priority tries it: what is corrupt, wrong or ends its process does not
-    come near requests, and what compiling leaves in the cache makes loading short. `room_bytes` is what it may take;
-    while the two change places, both are in memory. Raises: OSError where the version is gone already.
+    First a worker of its own with a low priority tries it: what is corrupt, wrong or ends its process does not come
+    near requests, and what compiling leaves in the cache makes loading short. It gets the runtime of the version that
+    answers: what is measured beside requests may be wrong by as much as runtimes differ. `room_bytes` is what it may
+    take; while the two change places, both are in memory. Raises: OSError where the version is gone already.
     """
     sign = signature(model)
     if sign in entry.refused:
         return
-    key = key_of(entry.asked.name, model)
+    key, like = key_of(entry.asked.name, model), entry.key()
     try:
-        check_room(await _try(model, slots[0].place), room_bytes)
-        await asyncio.gather(*(slot.want(key, model, is_verified=True) for slot in slots))
+        check_room(await _try(model, slots[0], like), room_bytes)
+        await asyncio.gather(*(slot.want(key, model, like=like, is_verified=True) for slot in slots))
     except SteadyError as error:
         await asyncio.gather(*(slot.drop(key) for slot in slots))
         entry.num_tries[sign] = entry.num_tries.get(sign, 0) + 1
@@ -98,10 +98,11 @@ def check_room(num_bytes: int, room_bytes: int | None) -> None:
         )
 
 
-async def _try(model: ServedModel, place: Place) -> int:
+async def _try(model: ServedModel, slot: Slot, like: str | None) -> int:
     """The memory it takes. Raises: as `Slot.want`."""
-    patient = replace(place.load, warm_up=False, hang_s=_TRIAL_HANG_S)
-    place = replace(place, name=f"trial of {model.version}", niceness=_LOW, load=patient, hang_s=_TRIAL_HANG_S)
+    patient = replace(slot.place.load, warm_up=False, hang_s=_TRIAL_HANG_S)
+    place = replace(slot.place, session=slot.session_like(like), load=patient, hang_s=_TRIAL_HANG_S)
+    place = replace(place, name=f"trial of {model.version}", niceness=_LOW)
     trial = Slot(replace(place, is_restarted=False), lambda: None, lambda _requests: None)
     trial.start()
     try:

@@ -14,11 +14,11 @@ from typing import Any
 
 from steadyolo.errors import SteadyError, UserError
 from steadyolo.plan.residency import Resident, plan_room, plan_start
-from steadyolo.serve.catalogue import Catalogue, Entry
+from steadyolo.serve.catalogue import Catalogue, Entry, version_in
 from steadyolo.serve.dispatch import Dispatcher
 from steadyolo.serve.requests import Request, lost, replaced
 from steadyolo.serve.served_model import ServedModel
-from steadyolo.serve.service import Answer, DetectOptions, Figures, NotReady, Readiness, Tensor
+from steadyolo.serve.service import Answer, DetectOptions, Figures, Inferred, NotReady, Readiness, Tensor
 from steadyolo.serve.settings import ServedName, ServeSettings
 from steadyolo.serve.slot import Slot
 from steadyolo.serve.spawning import Spawned
@@ -79,21 +79,19 @@ class WarmService:
             height_px=height_px,
             width_px=width_px,
             model=name,
-            version=request.key.rpartition("@")[2],
+            version=version_in(request.key),
             session=header["session"],
             seconds=seconds,
         )
 
-    async def infer(
-        self, name: str, images: Tensor, *, version: str | None = None, timeout_s: float
-    ) -> dict[str, Tensor]:
+    async def infer(self, name: str, images: Tensor, *, version: str | None = None, timeout_s: float) -> Inferred:
         asked = {"shape": images.shape}
-        message, _ = await self._ask(name, version, "infer", asked, images.data, timeout_s)
+        message, request = await self._ask(name, version, "infer", asked, images.data, timeout_s)
         outputs, rest = {}, memoryview(message.body)
         for output, shape in message.header["outputs"]:
             num_bytes = _NUMBER_BYTES * math.prod(shape)
             outputs[output], rest = Tensor(tuple(shape), rest[:num_bytes]), rest[num_bytes:]
-        return outputs
+        return Inferred(outputs=outputs, version=version_in(request.key))
 
     def readiness(self) -> Readiness:
         models = tuple(entry.status(self._slots) for entry in self._catalogue.entries.values())

@@ -27,8 +27,9 @@ class Versions(Protocol):
 class FolderVersions:
     """A folder in which served models appear, or that is one itself. The newest is the one whose manifest came last.
 
-    A manifest is written last, so that a folder that is still being copied does not count. One that is not whole, or
-    was refused, is passed over for the one before it. Digests are checked by whoever loads a version.
+    A manifest is written last, so that a folder that is still being copied does not count, and neither does one whose
+    name begins with a dot. One that is not whole, or was refused, is passed over for the one before it. Digests are
+    checked by whoever loads a version.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -37,7 +38,7 @@ class FolderVersions:
 
     def newest(self, is_refused: IsRefused = lambda _: False) -> ServedModel | None:
         found: list[tuple[int, str]] = []
-        for manifest in (self._folder / MANIFEST, *self._folder.glob(f"*/{MANIFEST}")):
+        for manifest in (self._folder / MANIFEST, *self._folder.glob(f"[!.]*/{MANIFEST}")):
             try:
                 found.append((manifest.stat().st_mtime_ns, str(manifest.parent)))
             except OSError:

@@ -17,6 +17,7 @@ import numpy as np
 from steadyolo.adapters.runtimes.opening import open_session
 from steadyolo.cli.serve_worker import main
 from steadyolo.serve.engine import Engine
+from steadyolo.serve.gently import step_back
 from steadyolo.serve.served_model import ServedModel
 from steadyolo.serve.service import DeviceFault
 from steadyolo.serve.session import Images, Output, Session, SessionSettings
@@ -81,4 +82,5 @@ def open_faulty(folder: Path, model: ServedModel, settings: SessionSettings) -> 
 
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
+    step_back(int(sys.argv[3]))
     main(lambda model, settings: open_faulty(folder, model, settings), sys.argv[2:])

@@ -11,7 +11,8 @@ from steadyolo.serve.warmup import is_flat, paying_buckets, warm
     ("seconds", "expected"),
     [
         ([], False),
-        ([1, 1, 1], False),  # too few to tell
+        ([1, 1], False),  # too few to tell
+        ([1, 1, 1], True),
         ([9, 1, 1, 1], True),  # the first is slow, then flat at once
         ([9, 3, 1.5, 1], False),  # still getting faster
         ([9, 3, 1.1, 1, 1.1], True),

@@ -21,6 +21,7 @@ def test_the_newest_whole_one_counts(served: Callable[..., ServedModel], tmp_pat
         shutil.copytree(served("detect").folder, tmp_path / name)
         os.utime(tmp_path / name / MANIFEST, (number, number))
     (tmp_path / "unfinished").mkdir()
+    shutil.copytree(served("detect").folder, tmp_path / ".c.partial")
     newest = versions.newest()
     assert newest and newest.folder == tmp_path / "a"
     before = versions.newest(lambda model: model.folder == newest.folder)

@@ -83,16 +83,16 @@ class OpenInference:
             asked = await read_request(body, the_header(request, "inference-header-content-length"), model)
             limit_s = min(asked.timeout_s or self._limits.answer_timeout_s, self._limits.answer_timeout_s)
             work = self._service.infer(status.name, asked.images, version=version, timeout_s=limit_s)
-            outputs = await while_wanted(request, work, within_s=limit_s + 1)
-        about = {"model_name": status.name, "model_version": version or model.version}
+            answer = await while_wanted(request, work, within_s=limit_s + 1)
+        about = {"model_name": status.name, "model_version": answer.version}
         if asked.id is not None:
             about["id"] = asked.id
-        missing = set(asked.is_binary) - set(outputs)
+        missing = set(asked.is_binary) - set(answer.outputs)
         if missing:
             raise Refused(
-                400, "bad_tensor", f"this graph gives {sorted(outputs)}", remedy="ask for one of these outputs"
+                400, "bad_tensor", f"this graph gives {sorted(answer.outputs)}", remedy="ask for one of these outputs"
             )
-        head_length, pieces = write_answer(about, outputs, asked.is_binary)
+        head_length, pieces = write_answer(about, answer.outputs, asked.is_binary)
         if head_length is None:
             return StreamingResponse(_in_turns(pieces), media_type="application/json")
         headers = {"inference-header-content-length": str(head_length)}

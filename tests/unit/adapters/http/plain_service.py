@@ -25,6 +25,7 @@ from steadyolo.serve.service import (
     BadImage,
     DetectOptions,
     Figures,
+    Inferred,
     ModelStatus,
     NoSuchModel,
     NotReady,
@@ -130,14 +131,13 @@ class PlainService:
             seconds={"decode": decoded - start, "run": time.perf_counter() - decoded},
         )
 
-    async def infer(
-        self, name: str, images: Tensor, *, version: str | None = None, timeout_s: float
-    ) -> dict[str, Tensor]:
+    async def infer(self, name: str, images: Tensor, *, version: str | None = None, timeout_s: float) -> Inferred:
         async with self._entered(name, version):
             numbers = np.frombuffer(images.data, np.float32).reshape(images.shape)
             if not np.isfinite(numbers).all():
                 raise UserError("the tensor holds numbers that are not finite", remedy="give numbers from 0 to 1")
-            return {name: Tensor(one.shape, one.tobytes()) for name, one in self._run(numbers).items()}
+            outputs = {name: Tensor(one.shape, one.tobytes()) for name, one in self._run(numbers).items()}
+            return Inferred(outputs=outputs, version=self._model.version)
 
     def readiness(self) -> Readiness:
         is_ready = self.status.state == "ready" and not self.is_draining
