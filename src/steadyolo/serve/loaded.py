@@ -26,7 +26,7 @@ from steadyolo.serve.warmup import Warmth, paying_buckets, warm
 _EVERY_BOX = DetectOptions(conf=1e-6)  # thousands of candidates: as bad as a picture gets
 
 Shape = tuple[int, int]
-Run = Callable[[Callable[[], Any]], Any]  # calls it in the thread that runs sessions, or on the spot
+Run = Callable[[Callable[[], Any]], Any]  # calls it in the thread that runs sessions, in each hand, or on the spot
 Through = Callable[[Shape], None]  # the golden picture through the way of every request, in that shape
 
 
@@ -71,10 +71,11 @@ class Loaded:
         one = self.warmth.get(num_images) or self.warmth.get(1)
         return one.usual_s if one else 0.0
 
-    def warm_up(self, through: Through) -> None:
-        """Each shape the whole way, at first with every box there could be, until times are flat."""
+    def warm_up(self, through: Through, in_hands: Run) -> None:
+        """Each shape the whole way until times are flat; before, `in_hands` with every box there could be."""
         for shape_px in self.engine.shapes_px:
-            self._first_pass(shape_px)
+            outputs, self.answered = self.answered or self._answers(shape_px), []
+            in_hands(partial(self._at_worst, shape_px, outputs))
             warmth = warm(partial(through, shape_px), limit_s=self.settings.warm_limit_s, clock=time.perf_counter)
             self.warmth.setdefault(1, warmth)  # of the full shape, which comes first and takes longest
 
@@ -102,10 +103,12 @@ class Loaded:
                 self._pass(run, 1, shape_px, DetectOptions())
         self.checked_s = time.monotonic()
 
-    def _first_pass(self, shape_px: Shape) -> None:
-        """Slow, so beside others; nobody else has this session yet. What it answered already is not asked again."""
+    def _answers(self, shape_px: Shape) -> list[Output]:
+        """Slow at first; nobody else has this session yet."""
+        return self.engine.session.run(self.engine.prepare(self.engine.decode(self.jpeg), shape_px).image[None])
+
+    def _at_worst(self, shape_px: Shape, outputs: list[Output]) -> None:
         prepared = self.engine.prepare(self.engine.decode(self.jpeg), shape_px)
-        outputs, self.answered = self.answered or self.engine.session.run(prepared.image[None]), []
         self.engine.finish(outputs, prepared, _EVERY_BOX).summary()
 
     def _pass(self, run: Run, num_images: int, shape_px: Shape, options: DetectOptions) -> None:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import socket
 import struct
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from steadyolo.errors import DataLoss
+
+if TYPE_CHECKING:
+    import asyncio  # a worker, which must start fast, has no loop
 
 _SIZES = struct.Struct("<II")  # bytes of the header and of the body
 _LARGEST_HEADER_BYTES = 64 << 20  # outlines of hundreds of masks are in it
@@ -59,7 +61,7 @@ async def receive_from(reader: asyncio.StreamReader) -> Message | None:
         num_header_bytes, num_body_bytes = _sizes(await reader.readexactly(_SIZES.size))
         header = await reader.readexactly(num_header_bytes)
         return _message(header, await reader.readexactly(num_body_bytes))
-    except (asyncio.IncompleteReadError, OSError):
+    except (EOFError, OSError):
         return None
 
 
