@@ -104,7 +104,7 @@ def test_a_new_version_has_the_runtime_of_the_one_before(
         choose(first, session, open_session)
         (kept,) = cache.rglob("choice-*.json")
         kept.write_text(json.dumps({**json.loads(kept.read_text()), "runtime": runtime}))
-        settings = faults.settings(load=load_settings(), session=session, fallback_session=None)
+        settings = faults.settings(load=load_settings(), session=session)
         async with serving({"m": folder}, settings, watched=["m"]) as service:
             offer(folder, served("detect"), 1)
             await until(lambda: service.figures().more["num_swaps"] == 1, SWAP_LIMIT_S)

@@ -16,8 +16,7 @@ from steadyolo.serve.warm_service import WarmService
 from tests.faults.serving import Faults, load_settings, picture, serving, until
 
 Served = Callable[..., ServedModel]
-ALIKE = 1.6  # of the best of a few starts: others who use the machine make a request slower, never faster
-NUM_STARTS = 3
+ALIKE, NUM_STARTS = 1.3, 5  # alone on two cores 1.07 when warm, 1.57 when not
 
 
 @pytest.fixture
@@ -36,6 +35,7 @@ async def first_over_median(service: WarmService, *, num: int = 40) -> float:
     return seconds[0] / statistics.median(seconds[1:])
 
 
+@pytest.mark.flaky(reruns=2)  # others who use the machine make one request slower than the next
 @pytest.mark.parametrize("is_warm", [True, False])
 def test_the_first_request_is_as_fast_as_the_next(served: Served, faults: Faults, is_warm: bool) -> None:
     """With warm-up off it is not: the control."""
@@ -45,8 +45,8 @@ def test_the_first_request_is_as_fast_as_the_next(served: Served, faults: Faults
         async with serving({"m": served("detect")}, settings) as service:
             return await first_over_median(service)
 
-    best = min(asyncio.run(scenario()) for _ in range(NUM_STARTS))
-    assert (best <= ALIKE) is is_warm, best
+    typical = statistics.median(asyncio.run(scenario()) for _ in range(NUM_STARTS))
+    assert (typical <= ALIKE) is is_warm, typical
 
 
 def test_idle_models_are_kept_warm(served: Served, faults: Faults) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 # What a picture frees is kept for the next one, which needs as much: given back, every page is cleared anew, a quarter
-# of a picture's time. Variables of glibc's allocator, in bytes: the largest that is kept, and how much of it in the end.
+# of a picture's time. Variables of glibc's allocator, in bytes: the largest that it keeps, and how much in the end.
 _KEPT_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(64 << 20)}
 WORKER = (sys.executable, "-m", "steadyolo.cli.serve_worker")
 
