@@ -44,7 +44,7 @@ class _Wanted:
     message: dict[str, Any]
     done: asyncio.Future[dict[str, Any]]
     was_warm: bool = False
-    runtime: str = ""  # that it had when it was warm
+    runtime: str = ""  # that it had when it was warm, where that is known
     why: str = ""
     golden: bytes = b""  # its golden picture, as a JPEG
     used_s: float = 0.0
