@@ -247,7 +247,8 @@ def _swaps(subject: serving.Subject, args: bench.argparse.Namespace, out: Path) 
                         bench.say(f"version {number} came to nothing within {SWAP_LIMIT_S:.0f} s")
                         break
                     time.sleep(0.1)
-                took_s.append(time.monotonic() - began)
+                if not is_corrupt:  # a refusal is another matter, and shorter
+                    took_s.append(time.monotonic() - began)
         finally:
             stop.set()
             thread.join()

@@ -112,6 +112,10 @@ def test_a_new_version_has_the_runtime_of_the_one_before(
             assert answer.version != first.version
             assert answer.session.startswith(runtime)
             assert list(cache.rglob("choice-*.json")) == [kept], "nothing is measured beside requests"
+            (slot, *_), key = service._slots, service._catalogue.entries["m"].key()
+            slot.kill("to see what is known of it meanwhile")
+            await until(lambda: not slot.loaded, 5)
+            assert slot.session_like(key).runtime == runtime
 
     asyncio.run(scenario())
 

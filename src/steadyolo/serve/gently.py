@@ -17,14 +17,15 @@ _AUTOGROUP = Path("/proc/self/autogroup")
 
 
 def step_back(niceness: int) -> None:
-    """Let this process come after others for good, and its session where it is the first one of it.
+    """Let this process come after others by so much for good, and its session where it is the first one of it.
 
-    Where Linux groups processes by session, niceness counts within one only, and all sessions get equal shares: the
-    session's own has to be lowered too (sched(7), "The autogroup feature").
+    Where Linux groups processes by session, niceness counts within one only, and all sessions begin with equal shares:
+    the session's own has to be lowered too (sched(7), "The autogroup feature"). What may not be lowered stays.
     """
-    if niceness <= os.getpriority(os.PRIO_PROCESS, 0):
+    if niceness <= 0:
         return
-    os.setpriority(os.PRIO_PROCESS, 0, niceness)
+    with suppress(OSError):  # a filter of system calls; a model is not refused for that
+        os.nice(niceness)  # added to what the server was started with
     is_first = os.getsid(0) == os.getpid()
     for _ in range(_NUM_TRIES if is_first and _AUTOGROUP.exists() else 0):
         try:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+from itertools import takewhile
 
 from steadyolo.errors import UserError
 
 _LIMIT_S = 30.0  # a driver that wakes up takes seconds
 _LINE = re.compile(r"^(?P<inset>\s*)(?:GPU|MIG)\b.*\(UUID: (?P<uuid>[A-Za-z0-9/-]+)\)\s*$")
+_IS_NAMED = re.compile(r"\d|GPU-|MIG-")  # CUDA stops at what is neither: -1 is how people hide all
 
 
 def all_gpus() -> tuple[str, ...]:
@@ -19,7 +21,7 @@ def all_gpus() -> tuple[str, ...]:
     """
     allowed = os.environ.get("CUDA_VISIBLE_DEVICES")
     if allowed is not None:
-        named = [one.strip() for one in allowed.split(",") if one.strip()]
+        named = takewhile(_IS_NAMED.match, (one.strip() for one in allowed.split(",")))
         found = tuple(f"cuda:{one}" if one.isdecimal() else one for one in named)
         why = "CUDA_VISIBLE_DEVICES allows none"
     else:

@@ -119,9 +119,11 @@ class Loaded:
 
     def told(self) -> dict[str, Any]:
         """What the front hears of it."""
+        has_run = self.settings.warm_up or self.settings.check
+        label = self.engine.session.label if has_run else ""  # a session that has not run would compile, to know it
         return {
-            "session": self.engine.session.label if self.settings.warm_up else "not warmed",
-            "runtime": self.engine.session.label.partition(" ")[0],
+            "session": label if self.settings.warm_up else "not warmed",
+            "runtime": label.partition(" ")[0],
             "num_bytes": self.num_bytes,
             "load_s": self.load_s,
             "buckets": self.buckets,

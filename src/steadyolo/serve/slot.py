@@ -44,6 +44,7 @@ class _Wanted:
     message: dict[str, Any]
     done: asyncio.Future[dict[str, Any]]
     was_warm: bool = False
+    runtime: str = ""  # that it had when it was warm, where that is known
     why: str = ""
     golden: bytes = b""  # its golden picture, as a JPEG
     used_s: float = 0.0
@@ -129,9 +130,9 @@ class Slot:
         return await asyncio.shield(wanted.done)
 
     def session_like(self, key: str | None) -> SessionSettings:
-        """Those of the place, with the runtime that `key` has here: beside requests none can be measured."""
-        session = self.place.session
-        return replace(session, runtime=self.loaded[key]["runtime"]) if key in self.loaded else session
+        """Those of the place, with the runtime that `key` has or had here: beside requests none can be measured."""
+        session, wanted = self.place.session, self._wanted.get(key) if key else None
+        return replace(session, runtime=wanted.runtime) if wanted and wanted.runtime else session
 
     async def drop(self, key: str) -> None:
         """Give its memory back; where it is only being loaded, when it is."""
@@ -336,7 +337,7 @@ class Slot:
             self._unload(key)
         elif self._wanted[key] is wanted:
             self.loaded[key], wanted.was_warm, wanted.why = told, True, ""
-            wanted.used_s = time.monotonic()
+            wanted.used_s, wanted.runtime = time.monotonic(), told["runtime"]
             _fulfil(wanted.done, told)
             self._on_change()
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 # What a picture frees is kept for the next one, which needs as much: given back, every page is cleared anew, a quarter
 # of a picture's time. Variables of glibc's allocator, in bytes: the largest that it keeps, and how much in the end.
+# Whoever sets them otherwise has a reason.
 _KEPT_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(64 << 20)}
 WORKER = (sys.executable, "-m", "steadyolo.cli.serve_worker")
 
@@ -45,11 +46,11 @@ def spawn(
         stdout=2,  # a library that prints does not speak for the front
         pass_fds=[theirs.fileno()],
         env={
+            **_KEPT_MEMORY,
             **os.environ,
             "PYTHONPATH": os.pathsep.join(filter(None, (package, os.environ.get("PYTHONPATH")))),
             "CUDA_VISIBLE_DEVICES": visible(device),
             "OPENBLAS_NUM_THREADS": "1",  # NumPy multiplies little here, and its threads cost a start 50 ms
-            **_KEPT_MEMORY,
             **(environment or {}),
         },
         start_new_session=True,  # a signal to the front is the front's to answer

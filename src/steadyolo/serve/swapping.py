@@ -100,7 +100,7 @@ def check_room(num_bytes: int, room_bytes: int | None) -> None:
 
 async def _try(model: ServedModel, slot: Slot, like: str | None) -> int:
     """The memory it takes. Raises: as `Slot.want`."""
-    patient = replace(slot.place.load, warm_up=False, hang_s=_TRIAL_HANG_S)
+    patient = replace(slot.place.load, warm_up=False, check=True, hang_s=_TRIAL_HANG_S)
     place = replace(slot.place, session=slot.session_like(like), load=patient, hang_s=_TRIAL_HANG_S)
     place = replace(place, name=f"trial of {model.version}", niceness=_LOW)
     trial = Slot(replace(place, is_restarted=False), lambda: None, lambda _requests: None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-_NUM_RUNS = 3  # the least that can tell
+_NUM_RUNS = 3  # the least that can tell; the slow one, with every box, came before them
 _CLOSE_SHARE = 0.15  # the last three are within this of the fastest: flat at once, on a machine that is quiet
 _GROUP, _DRIFT_SHARE = 4, 0.10  # on one that is not: the medians of the last two groups are this close
 

@@ -55,6 +55,9 @@ def test_all_of_them_are_asked_of_the_driver(tmp_path: Path, monkeypatch: pytest
 def test_only_what_may_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1, MIG-3d5a5e4c")
     assert all_gpus() == ("cuda:1", "MIG-3d5a5e4c")
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    with pytest.raises(UserError, match="CUDA_VISIBLE_DEVICES allows none"):
-        all_gpus()
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,-1,1")
+    assert all_gpus() == ("cuda:0",)  # as CUDA reads it
+    for none in ("", "-1", "NoDevFiles"):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", none)
+        with pytest.raises(UserError, match="CUDA_VISIBLE_DEVICES allows none"):
+            all_gpus()
