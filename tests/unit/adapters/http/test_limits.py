@@ -297,7 +297,7 @@ def test_an_answer_that_does_not_come_ends_with_the_time_limit() -> None:
         front.in_loop(front.service.gate.clear)
         reply = front.detect(picture())
         assert (reply.status, reply.json["error"]["code"]) == (504, "late")
-        assert front.service.num_running == 0
+        wait_until(lambda: front.service.num_running == 0)  # its end is a turn of the loop later
 
 
 def test_what_is_no_http_is_told_so(small: Running) -> None:
