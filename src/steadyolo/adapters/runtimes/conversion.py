@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from steadyolo.adapters.runtimes.onnxruntime import library
+from steadyolo.adapters.runtimes.openvino import package
 from steadyolo.errors import UserError
 from steadyolo.serve.served_model import INPUT
 from steadyolo.serve.session import Images, Output
@@ -23,8 +24,7 @@ def write_openvino(onnx: Path, xml: Path) -> None:
 
     Read as sessions read ONNX: `convert_model` takes seconds for the same, and has a telemetry of its own.
     """
-    import openvino
-
+    openvino = package()
     openvino.save_model(openvino.Core().read_model(onnx), xml, compress_to_fp16=False)
 
 
@@ -73,8 +73,7 @@ def open_onnx(path: Path) -> Run:
 
 def open_openvino(path: Path) -> Run:
     """The graph as OpenVINO computes it on the CPU, in fp32 whatever the processor likes best."""
-    import openvino
-
+    openvino = package()
     compiled = openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     return lambda images: [np.array(one) for one in compiled(images).values()]
 

@@ -124,6 +124,15 @@ def bindings() -> Any:
         del sys.modules["openvino"]  # whoever wants the whole package imports it as if nothing had been
 
 
+def package() -> Any:
+    """The whole of OpenVINO, without the telemetry that it sends when it is imported, if it finds that installed.
+
+    That goes out from a process that it forks, and was seen to stay behind for good.
+    """
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # as if it were not installed
+    return importlib.import_module("openvino")
+
+
 def _properties(core: Any, settings: SessionSettings) -> dict[str, Any]:
     if settings.device != "cpu":
         raise UserError(f"OpenVINO does not run on {settings.device} here", remedy="use device=cpu or onnxruntime")

@@ -198,6 +198,22 @@ open_session(open_served(Path({str(model.folder)!r})), SessionSettings(runtime="
     assert ended.stderr == ""
 
 
+def test_openvino_tells_nobody_that_it_is_used(model: ServedModel, tmp_path: Path) -> None:
+    code = f"""
+import sys
+from pathlib import Path
+import numpy as np
+from steadyolo.adapters.runtimes.conversion import open_openvino, write_openvino
+xml = Path({str(tmp_path)!r}) / "model.xml"
+write_openvino(Path({str(model.graph("onnx"))!r}), xml)
+outputs = open_openvino(xml)(np.zeros((1, 3, *{model.shape_px!r}), np.float32))
+assert outputs and all(np.isfinite(one).all() for one in outputs)
+print([name for name, one in sys.modules.items() if name.startswith("openvino_telemetry") and one is not None])
+"""
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert told.stdout.strip() == "[]", "its telemetry sends from a process that it forks"
+
+
 def test_openvino_is_loaded_without_its_package_and_the_package_still_loads() -> None:
     code = """
 import sys
