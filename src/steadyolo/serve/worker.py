@@ -23,7 +23,7 @@ from steadyolo.serve.lane import Lane
 from steadyolo.serve.loaded import Loaded, OpenEngine, load
 from steadyolo.serve.overdue import Calls
 from steadyolo.serve.place import LoadSettings
-from steadyolo.serve.resident import give_back, resident_bytes
+from steadyolo.serve.resident import resident_bytes
 from steadyolo.serve.service import DetectOptions, DeviceFault
 from steadyolo.serve.session import SessionSettings
 from steadyolo.serve.wire import Message
@@ -164,7 +164,9 @@ class Worker:
         if self._loaded.get(loaded.key) is loaded:
             del self._loaded[loaded.key]
         self._lane.between(loaded.engine.session.close)
-        give_back()
+        from steadyolo.state.host_memory import trim_freed_memory  # a start does not wait for it
+
+        trim_freed_memory()  # a worker keeps it for its next picture otherwise (`spawning`)
         self._tell("reply", number=number)
 
     def _rehearse(self, loaded: Loaded, shape_px: tuple[int, int]) -> None:

@@ -39,6 +39,11 @@ def _is_limited() -> bool:
 def return_freed_memory() -> None:
     """Return what is free, and from now on what becomes free, to the system, where the allocator is glibc's."""
     _set_thresholds(_RETURNED_FROM_BYTES, trim=_RETURNED_FROM_BYTES)
+    trim_freed_memory()
+
+
+def trim_freed_memory() -> None:
+    """Return what is free now, where the allocator is glibc's: others keep less. What becomes free later is kept."""
     if platform.libc_ver()[0] == "glibc":
         ctypes.CDLL(None).malloc_trim(0)
 

@@ -16,11 +16,12 @@ before = os.getpriority(os.PRIO_PROCESS, 0)
 step_back(10)
 step_back(0)  # it does not come forward again
 after = os.getpriority(os.PRIO_PROCESS, 0)
-print(after == min(before + 10, 19), open("/proc/self/autogroup").read().split()[-1])
+print(after == min(before + 10, 19))
+if os.path.exists("/proc/self/autogroup"):  # where there are no groups, niceness is all there is
+    print(open("/proc/self/autogroup").read().split()[-1])
 """
 
 
-@pytest.mark.skipif(not Path("/proc/self/autogroup").exists(), reason="sessions are not grouped here")
 @pytest.mark.parametrize(("is_first", "expected"), [(True, "10"), (False, "0")])
 def test_a_session_steps_back_with_its_first_process(is_first: bool, expected: str) -> None:
     """From where it was started; one that is not the first of its session leaves the others of it alone."""
@@ -28,4 +29,5 @@ def test_a_session_steps_back_with_its_first_process(is_first: bool, expected: s
     told = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True, start_new_session=True
     )
-    assert told.stdout.strip() == f"True {expected}"
+    is_grouped = Path("/proc/self/autogroup").exists()
+    assert told.stdout.split() == (["True", expected] if is_grouped else ["True"])
